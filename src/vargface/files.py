@@ -1,0 +1,54 @@
+"""Files that are either whole or absent: written under a temporary name, synced, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from vargface.errors import InputError
+
+__all__ = ["make_folder", "whole_file"]
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """Yield a file open for writing that takes the name `path` only once the block ends without an exception.
+
+    Raises InputError where the system refuses the write (no space, no permission, a folder in the way).
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.fchmod(handle, 0o644)
+        with open(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise InputError(f"{path}: cannot write ({error.strerror or error}) - free space or choose another place") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create folder `path` with its parents, check that it can be written to, and return it.
+
+    Raises InputError where it cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot write there ({error.strerror or error}) - choose another folder") from error
+    return path
