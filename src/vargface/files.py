@@ -16,7 +16,7 @@ __all__ = ["make_folder", "whole_file"]
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Yield a file open for writing that takes the name `path` only once the block ends without an exception.
+    """Yield a file open for writing, under a temporary name (`file.name`), that takes the name `path` only once the block ends without an exception.
 
     Raises InputError where the system refuses the write (no space, no permission, a folder in the way).
     """
@@ -24,8 +24,9 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.fchmod(handle, 0o644)
-        with open(handle, mode) as file:
+        os.fchmod(handle, 0o644)  # mkstemp's files are its owner's alone
+        os.close(handle)
+        with open(temporary, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

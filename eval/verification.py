@@ -1,0 +1,248 @@
+"""1:1 verification on a pack of pairs, number for number as InsightFace's `verification.py` (protocol of LFW).
+
+Each of ten consecutive folds is judged by what the other nine chose: the threshold of best accuracy, and the threshold
+that accepts a share `far` of their different pairs. Distances are squared L2 between unit embeddings (0..4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from vargface.errors import InputError
+
+__all__ = ["Pack", "Verification", "pair_distances", "verify", "verify_pack", "xnorm"]
+
+# made by arange as InsightFace makes them: k * .01 is not always the float nearest to it, and edges must be its edges
+ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
+FAR_THRESHOLDS = np.arange(0, 4, 0.001)
+# pairs normalised at a time: the block of float64 embeddings stays in the second-level cache
+BLOCK_PAIRS = 32
+
+
+class Pack(Protocol):
+    """What `verify_pack` asks of a verification pack (`vargface.data.packs.Pack` has it)."""
+
+    name: str
+    issame: np.ndarray
+
+    def decode(self, start: int, stop: int) -> np.ndarray:
+        """Return images start..stop-1 as (stop - start, 3, H, W) uint8 RGB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """How well a pack's pairs are told apart; nan where the pack does not have the pairs to say.
+
+    Shares are 0..1. A fold without same pairs says nothing about TAR, one without different pairs nothing about FAR,
+    and neither can be said of a fold if the other folds have no different pair to choose its threshold by. Such folds
+    are left out of `tar`, `tar_std` and `far` (InsightFace divides by zero there). Accuracy takes every fold.
+    """
+
+    pairs: int
+    folds: int
+    accuracy: float
+    accuracy_std: float
+    threshold: float  # mean over folds of the threshold of best accuracy, squared L2
+    far_target: float
+    tar: float  # mean share of same pairs accepted; InsightFace's `val`
+    tar_std: float
+    far: float  # mean share of different pairs accepted in truth
+    tar_threshold: float  # mean over folds of the threshold at `far_target`, squared L2
+    xnorm: float = math.nan  # mean norm of the embeddings of both views before normalising
+    name: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON, which has no nan: None stands for it."""
+        fields = dataclasses.asdict(self)
+        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in fields.items()}
+
+
+def _norms(embeddings: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings))
+
+
+def xnorm(*views: np.ndarray) -> float:
+    """Return the mean norm of the rows of all `views`, each (N, D), before normalising."""
+    return float(np.mean(np.concatenate([_norms(np.asarray(view, dtype=np.float64)) for view in views])))
+
+
+def pair_distances(embeddings: np.ndarray, *, name: str | None = None) -> np.ndarray:
+    """Return the squared L2 distances (P,) float64, 0..4, between the normalised rows 2i and 2i + 1 of (2P, D).
+
+    Rows are normalised in float64 as scikit-learn does: a row of zeros stays zero. Raises InputError, with the pack's
+    `name`, for a row that is not finite.
+    """
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim != 2 or len(embeddings) % 2:
+        raise ValueError(f"embeddings of shape {embeddings.shape}: must be (2P, D), the two of a pair in turn")
+    distances = np.empty(len(embeddings) // 2)
+    rows = np.empty((2 * BLOCK_PAIRS, embeddings.shape[1]))
+    for start in range(0, len(distances), BLOCK_PAIRS):
+        block = rows[: 2 * (len(distances) - start)]
+        block[:] = embeddings[2 * start : 2 * (start + BLOCK_PAIRS)]
+        norms = _norms(block)
+        if not np.isfinite(norms).all():
+            image = 2 * start + int(np.argmin(np.isfinite(norms)))
+            raise InputError(
+                f"{name or 'pack'}: embedding of image {image} is not finite - the checkpoint is damaged or diverged"
+            )
+        norms[norms < 10 * np.finfo(norms.dtype).eps] = 1.0
+        block /= norms[:, None]
+        difference = block[0::2]
+        difference -= block[1::2]
+        np.square(difference, out=difference)
+        difference.sum(axis=1, out=distances[start : start + BLOCK_PAIRS])
+    return distances
+
+
+def _check_split(pairs: int, folds: int, name: str | None) -> None:
+    if folds < 1:
+        raise ValueError(f"folds {folds}: must be at least 1")
+    if pairs == 0:
+        raise InputError(f"{name or 'pack'}: has no pairs - build it again with at least {folds}")
+    if pairs < folds:
+        raise InputError(f"{name or 'pack'}: {pairs} pairs cannot be split into {folds} folds - add pairs or fold less")
+
+
+def _fold_of_pair(pairs: int, folds: int) -> np.ndarray:
+    """Return the fold (P,) of each pair: consecutive folds, the first `pairs % folds` one pair longer."""
+    sizes = np.full(folds, pairs // folds)
+    sizes[: pairs % folds] += 1
+    return np.repeat(np.arange(folds), sizes)
+
+
+def _of_training(counts: np.ndarray) -> np.ndarray:
+    """Return for each fold (axis 0) the sum of `counts` over the other folds; a single fold is its own training set."""
+    return counts.sum(axis=0) - counts if len(counts) > 1 else counts
+
+
+def _accepted(distances: np.ndarray, fold: np.ndarray, folds: int, thresholds: np.ndarray) -> np.ndarray:
+    """Return how many `distances` of each fold are below each threshold: (folds, T) int64."""
+    first = np.searchsorted(thresholds, distances, side="right")  # the first threshold greater than the distance
+    width = len(thresholds) + 1
+    counts = np.bincount(fold * width + first, minlength=folds * width).reshape(folds, width)
+    return counts[:, :-1].cumsum(axis=1)
+
+
+def _threshold_at(far: float, fars: np.ndarray, thresholds: np.ndarray) -> float:
+    """Return the threshold at which the false accept rate is `far`, linear between `thresholds`; 0 if never reached.
+
+    `fars` (T,) ascends with long runs of equal values. As in the linear B-spline of scipy up to 1.8 (`slinear`; later
+    ones refuse such runs), the LAST threshold of the run at or below `far` and the FIRST of the next run decide, in
+    this order of operations. If `far` is the greatest value and several thresholds reach it, that spline is 0: so here.
+    """
+    if fars[-1] < far:
+        return 0.0
+    left = min(int(np.searchsorted(fars, far, side="right")) - 1, len(fars) - 2)
+    low, high = fars[left : left + 2]
+    if low == high:
+        return 0.0
+    weight = 1.0 / (high - low)
+    return float(thresholds[left] * (weight * (high - far)) + thresholds[left + 1] * (weight * (far - low)))
+
+
+def _mean_std(values: np.ndarray) -> tuple[float, float]:
+    values = values[~np.isnan(values)]
+    return (float(values.mean()), float(values.std())) if len(values) else (math.nan, math.nan)
+
+
+def _rates_at(
+    far: float, distances: np.ndarray, same: np.ndarray, fold: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return each fold's threshold for `far`, chosen by the other folds, and its TAR and FAR there; all (folds,)."""
+    folds = int(fold[-1]) + 1
+    num_diff = np.bincount(fold[~same], minlength=folds)
+    train_diff = _of_training(num_diff)
+    train_accepted = _of_training(_accepted(distances[~same], fold[~same], folds, FAR_THRESHOLDS))
+    thresholds = np.full(folds, math.nan)
+    for index in np.flatnonzero(train_diff):
+        thresholds[index] = _threshold_at(far, train_accepted[index] / train_diff[index], FAR_THRESHOLDS)
+    accept = distances < thresholds[fold]
+
+    def share(kind: np.ndarray) -> np.ndarray:
+        total = np.bincount(fold[kind], minlength=folds)
+        accepted = np.bincount(fold[accept & kind], minlength=folds)
+        return np.where((total > 0) & (train_diff > 0), accepted / np.maximum(total, 1), math.nan)
+
+    return thresholds, (share(same), share(~same))
+
+
+def verify(
+    embeddings: np.ndarray, issame: np.ndarray, folds: int = 10, *, far: float = 1e-3, name: str | None = None
+) -> Verification:
+    """Return accuracy and TAR at `far` of (2P, D) embeddings, one view or the sum of two, not normalised.
+
+    issame: (P,) bool, whether rows 2i and 2i + 1 are one person. folds: 1 chooses and judges on all pairs.
+    Equals InsightFace's `evaluate` on the same embeddings normalised in float64. `name` goes into the result and into
+    messages. Raises InputError for no pairs, fewer pairs than folds or an embedding that is not finite, ValueError for
+    shapes that do not fit.
+    """
+    issame = np.asarray(issame, dtype=bool)
+    if len(embeddings) != 2 * len(issame):
+        raise ValueError(f"{len(embeddings)} embeddings for {len(issame)} pairs: must be two a pair")
+    if not 0 <= far <= 1:
+        raise ValueError(f"far {far}: must be in 0..1")
+    pairs = len(issame)
+    _check_split(pairs, folds, name)
+    distances = pair_distances(embeddings, name=name)
+    fold = _fold_of_pair(pairs, folds)
+    hits, false_hits = (_accepted(distances[k], fold[k], folds, ACCURACY_THRESHOLDS) for k in (issame, ~issame))
+    correct = hits + np.bincount(fold[~issame], minlength=folds)[:, None] - false_hits
+    best = _of_training(correct).argmax(axis=1)
+    accuracy, accuracy_std = _mean_std(correct[np.arange(folds), best] / np.bincount(fold))
+
+    far_thresholds, (tars, fars) = _rates_at(far, distances, issame, fold)
+    tar, tar_std = _mean_std(tars)
+    return Verification(
+        pairs=pairs,
+        folds=folds,
+        accuracy=accuracy,
+        accuracy_std=accuracy_std,
+        threshold=float(ACCURACY_THRESHOLDS[best].mean()),
+        far_target=far,
+        tar=tar,
+        tar_std=tar_std,
+        far=_mean_std(fars)[0],
+        tar_threshold=_mean_std(far_thresholds)[0],
+        name=name,
+    )
+
+
+def verify_pack(
+    embed: Callable[[np.ndarray], np.ndarray],
+    pack: Pack,
+    folds: int = 10,
+    *,
+    far: float = 1e-3,
+    batch_size: int = 32,
+    on_batch: Callable[[int], object] | None = None,
+) -> Verification:
+    """Return the verification of `pack` by the mirror-summed embeddings f(x) + f(mirror x), with xnorm and name.
+
+    embed: (n, 3, H, W) uint8 RGB -> (n, D) float, not normalised; called twice a batch, n <= batch_size.
+    on_batch: called with the number of images done in each batch (a progress bar's `update`). Images are decoded batch
+    by batch; only the embeddings are kept. Raises as `verify`.
+    """
+    images = 2 * len(pack.issame)
+    _check_split(len(pack.issame), folds, pack.name)
+    embeddings, norms = None, 0.0
+    for start in range(0, images, batch_size):
+        stop = min(start + batch_size, images)
+        view = pack.decode(start, stop)
+        plain = np.asarray(embed(view), dtype=np.float64)
+        mirrored = np.asarray(embed(np.ascontiguousarray(view[..., ::-1])), dtype=np.float64)
+        if plain.ndim != 2 or len(plain) != stop - start or mirrored.shape != plain.shape:
+            raise ValueError(f"embed gave {plain.shape} and {mirrored.shape} for {stop - start} images: must be (n, D)")
+        if embeddings is None:
+            embeddings = np.empty((images, plain.shape[1]))
+        np.add(plain, mirrored, out=embeddings[start:stop])
+        norms += xnorm(plain, mirrored) * (stop - start)
+        if on_batch is not None:
+            on_batch(stop - start)
+    result = verify(embeddings, pack.issame, folds, far=far, name=pack.name)
+    return dataclasses.replace(result, xnorm=norms / images)

@@ -1,0 +1,51 @@
+"""Every key of a recipe, its default and its meaning. A recipe is a file that overrides some of them.
+
+Keys take the type of their default (a whole number where a float is due is fine). Batch and learning rate go together:
+lr 0.1 is for a global batch of 512 with SGD; take lr = 0.1 x batch / 512 for another one.
+"""
+
+from easydict import EasyDict
+
+recipe = EasyDict(
+    # --- where things are
+    data="",  # an InsightFace folder: train.rec, train.idx, property
+    packs=[],  # verification packs; empty: every *.bin in `data`
+    out="",  # the run folder
+    role="student",  # what the checkpoint is called: OUT/student-0001.params
+    # --- network (symbols/): the keys that do not concern the network are not looked at
+    network="vargfacenet",  # vargfacenet, resnet or mobilefacenet
+    variant="",  # vargfacenet: authors, insightface; mobilefacenet: y1, y2; empty: the first
+    multiplier=1.25,  # width of vargfacenet; 1 is resnet's own
+    num_layers=100,  # depth of resnet: 18, 34, 50, 100
+    output="E",  # resnet: E (dropout) or FC
+    embedding_size=512,
+    init="",  # PREFIX,EPOCH of the weights to start from; empty: scratch
+    # --- losses
+    scale=64.0,  # s of s*(cos(m1*theta + m2) - m3)
+    m1=1.0,
+    m2=0.5,
+    m3=0.0,
+    teacher="",  # PREFIX,EPOCH; empty: no distillation
+    distillation="angular",  # angular (Eq. 5 of the paper), shrink (Eq. 4), cosine
+    alpha=7.0,  # weight of the distillation loss
+    margin_ramp=[0, 0],  # steps between which the margin loss's say over the backbone rises from 0 to 1; [0, 0]: all along
+    generations=1,  # recursive distillation: generation n + 1 starts from generation n's weights, the teacher stays
+    # --- optimisation
+    batch_size=512,  # global, split over the contexts
+    context="auto",  # auto, cpu, gpu, or a list such as gpu(0),gpu(1)
+    steps=240_000,  # of one generation
+    seed=0,  # of weights, order and mirroring
+    mirror=True,  # mirror images at random
+    optimizer="sgd",  # sgd (with momentum) or adam
+    lr=0.1,
+    momentum=0.9,  # sgd's
+    wd=5e-4,  # weight decay, on weights and gammas, not on biases and betas
+    schedule="step",  # step, cosine or poly
+    lr_steps=[100_000, 160_000, 220_000],  # step: where lr is multiplied by lr_factor
+    lr_factor=0.1,
+    final_lr=0.0,  # cosine, poly: the rate at `steps`
+    warmup_steps=0,  # lr rises linearly from 0
+    # --- watching
+    log_every=50,  # steps between lines of log.csv
+    verify_every=2_000,  # steps between verifications and checkpoints; the last step always has one
+)

@@ -1,0 +1,148 @@
+"""Checkpoints of the InsightFace stack: PREFIX-symbol.json and PREFIX-%04d.params, read strictly and written whole."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vargface.errors import InputError
+from vargface.files import whole_file
+from vargface.runtime import mx
+
+__all__ = [
+    "OUTPUT",
+    "Checkpoint",
+    "load_checkpoint",
+    "load_params",
+    "matching",
+    "parse_model",
+    "save_checkpoint",
+    "write_params",
+]
+
+# the output that InsightFace's consumers ask for
+OUTPUT = "fc1_output"
+# names that old InsightFace checkpoints have for parameters of today's symbols
+OLD_NAMES = {"pre_fc1_weight": "fc1_weight"}
+
+Params = dict
+
+
+class Checkpoint(NamedTuple):
+    """A network: a symbol that ends in `fc1`, with its parameters (name -> NDArray)."""
+
+    symbol: mx.sym.Symbol
+    args: Params
+    auxs: Params
+    source: str
+
+    @property
+    def embedding_size(self) -> int:
+        """Return D of the embeddings (N, D)."""
+        _, outputs, _ = self.symbol.infer_shape(data=(1, 3, 112, 112))
+        return outputs[0][1]
+
+
+def parse_model(model: str) -> tuple[str, int]:
+    """Return (prefix, epoch) of "PREFIX,EPOCH". Raises InputError for any other form."""
+    prefix, comma, epoch = model.rpartition(",")
+    if not comma or not prefix or not re.fullmatch(r"\d+", epoch):
+        raise InputError(f"model {model!r}: must be PREFIX,EPOCH, e.g. runs/demo/student,3 for student-0003.params")
+    return prefix, int(epoch)
+
+
+def load_checkpoint(model: str) -> Checkpoint:
+    """Return the checkpoint "PREFIX,EPOCH", cut at `fc1_output`: heads that came after it are left out.
+
+    Raises InputError for files that are missing or cannot be read, for a symbol without `fc1_output` (naming what could
+    be meant) and for parameters that the symbol needs and the file has not, or has in another shape.
+    """
+    prefix, epoch = parse_model(model)
+    symbol_file, params_file = f"{prefix}-symbol.json", f"{prefix}-{epoch:04d}.params"
+    for path in (symbol_file, params_file):
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: no such file - model {model!r} needs {symbol_file} and {params_file}")
+    try:
+        symbol = mx.sym.load(symbol_file)
+    except mx.MXNetError as error:
+        raise InputError(f"{symbol_file}: not a symbol that MXNet can read ({_first_line(error)})") from error
+    internals = symbol.get_internals()
+    outputs = internals.list_outputs()
+    if OUTPUT not in outputs:
+        likely = [name for name in outputs if re.search(r"fc|embed|feat|flatten", name) and name.endswith("_output")]
+        named = ", ".join((likely or outputs)[-8:])
+        raise InputError(f"{symbol_file}: has no {OUTPUT}; rename its embedding to fc1 - candidates: {named}")
+    symbol = internals[OUTPUT]
+    args, auxs = matching(symbol, load_params(params_file), params_file)
+    return Checkpoint(symbol, args, auxs, model)
+
+
+def load_params(path: str | Path) -> Params:
+    """Return the named NDArrays of a .params file. Raises InputError where it cannot be read or names nothing."""
+    try:
+        saved = mx.nd.load(str(path))
+    except mx.MXNetError as error:
+        raise InputError(f"{path}: not a parameter file that MXNet can read ({_first_line(error)})") from error
+    if not isinstance(saved, dict):
+        raise InputError(f"{path}: holds no named parameters - a checkpoint has keys arg:... and aux:...")
+    return saved
+
+
+def matching(symbol: mx.sym.Symbol, saved: Params, source: str) -> tuple[Params, Params]:
+    """Return (args, auxs) that `symbol` (input `data`) needs, out of `saved` with its keys arg:NAME and aux:NAME.
+
+    Raises InputError where one is missing or has another shape. What the symbol does not need is left out.
+    """
+    arg_shapes, _, aux_shapes = symbol.infer_shape(data=(1, 3, 112, 112))
+    found: tuple[Params, Params] = ({}, {})
+    wanted = [
+        ("arg", symbol.list_arguments(), arg_shapes, found[0]),
+        ("aux", symbol.list_auxiliary_states(), aux_shapes, found[1]),
+    ]
+    for kind, names, shapes, into in wanted:
+        for name, shape in zip(names, shapes):
+            if name == "data":
+                continue
+            value = saved.get(f"{kind}:{name}", saved.get(f"{kind}:{OLD_NAMES.get(name, name)}"))
+            if value is None:
+                raise InputError(f"{source}: lacks parameter {name} {shape} - is it of another network than the symbol?")
+            if value.shape != shape:
+                raise InputError(f"{source}: parameter {name} is {value.shape}, the symbol needs {shape}")
+            into[name] = value
+    return found
+
+
+def save_checkpoint(prefix: str | Path, epoch: int, symbol: mx.sym.Symbol, args: Params, auxs: Params) -> str:
+    """Write PREFIX-symbol.json and PREFIX-%04d.params and return "PREFIX,EPOCH".
+
+    Only parameters of `symbol` are written. Each file is whole or absent; raises InputError where there is no space.
+    """
+    prefix = Path(prefix)
+    with whole_file(prefix.with_name(f"{prefix.name}-symbol.json"), "w") as file:
+        file.write(symbol.tojson())
+    arg_names, aux_names = set(symbol.list_arguments()), set(symbol.list_auxiliary_states())
+    params = {f"arg:{name}": value for name, value in args.items() if name in arg_names}
+    params.update({f"aux:{name}": value for name, value in auxs.items() if name in aux_names})
+    write_params(prefix.with_name(f"{prefix.name}-{epoch:04d}.params"), params)
+    return f"{prefix},{epoch}"
+
+
+def write_params(path: str | Path, params: Params) -> None:
+    """Write named NDArrays as MXNet's own format. Raises InputError where there is no space or no permission."""
+    with whole_file(path) as file:
+        # MXNet writes by name and does not report a full disk: its file must be longer than what it holds
+        payload = sum(value.size * value.dtype().itemsize for value in params.values())
+        try:
+            mx.nd.save(file.name, params)
+        except mx.MXNetError as error:
+            raise InputError(f"{path}: cannot write ({_first_line(error)}) - free space or choose another place") from error
+        if os.fstat(file.fileno()).st_size < payload:
+            raise InputError(f"{path}: only part of it could be written - free space or choose another place")
+
+
+def _first_line(error: Exception) -> str:
+    """Return what MXNet says of an error, without its stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__

@@ -1,0 +1,175 @@
+"""The RecordIO file format and the image record header, in plain Python: reading needs no MXNet.
+
+A record is one part or several. A part is two little-endian words (the magic word; the part's kind in 3 bits and its
+length in 29) and its bytes, padded to a multiple of four. A payload that holds the magic word at a multiple of four is
+cut there and the word left out, so that a reader can find a record's start anywhere in a file (dmlc-core, recordio.h).
+The payload of an image record is a header ('IfQQ': number of labels, label, id, id2), the labels where they are an
+array, and the encoded image.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vargface.errors import InputError
+
+__all__ = ["RecordFile", "pack", "part_bytes", "unpack"]
+
+_MAGIC = 0xCED7230A
+_MAGIC_BYTES = struct.pack("<I", _MAGIC)
+_PART = struct.Struct("<II")
+_HEADER = struct.Struct("<IfQQ")
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+_LENGTH_BITS = 29
+# one read takes header and bytes of an ordinary 112x112 JPEG
+_FIRST_READ = 12 * 1024
+
+
+def pack(labels: float | Sequence[float], body: bytes = b"", record: int = 0) -> bytes:
+    """Return the payload of an image record: a single label goes into the header, a sequence after it as float32."""
+    if isinstance(labels, (int, float)):
+        return _HEADER.pack(0, labels, record, 0) + body
+    array = np.asarray(labels, dtype="<f4")
+    return _HEADER.pack(array.size, 0.0, record, 0) + array.tobytes() + body
+
+
+def unpack(payload: bytes | memoryview) -> tuple[np.ndarray, bytes]:
+    """Return the labels (n,) float32, n >= 1, and the encoded image (empty in a record without one).
+
+    Raises ValueError where the payload is shorter than its header says.
+    """
+    if len(payload) < _HEADER.size:
+        raise ValueError(f"{len(payload)} bytes are fewer than a record's header")
+    count, label, _, _ = _HEADER.unpack_from(payload)
+    if count == 0:
+        return np.array([label], dtype=np.float32), bytes(payload[_HEADER.size :])
+    end = _HEADER.size + 4 * count
+    if len(payload) < end:
+        raise ValueError(f"{count} labels are announced in a record of {len(payload)} bytes")
+    return np.frombuffer(payload[_HEADER.size : end], dtype="<f4"), bytes(payload[end:])
+
+
+def part_bytes(payload: bytes) -> bytes:
+    """Return the bytes of `payload` as one record of a file; raises ValueError past the format's 512 MiB."""
+    if len(payload) >= 1 << _LENGTH_BITS:
+        raise ValueError(f"a record of {len(payload)} bytes is too long for RecordIO")
+    cuts = []
+    at = payload.find(_MAGIC_BYTES)
+    while at >= 0:
+        aligned = at % 4 == 0
+        if aligned:
+            cuts.append(at)
+        at = payload.find(_MAGIC_BYTES, at + (4 if aligned else 1))
+    starts = [0] + [cut + 4 for cut in cuts]
+    ends = cuts + [len(payload)]
+    kinds = [_FIRST] + [_MIDDLE] * (len(cuts) - 1) + [_LAST] if cuts else [_WHOLE]
+    pieces = []
+    for start, end, kind in zip(starts, ends, kinds):
+        length = end - start
+        pieces += [_PART.pack(_MAGIC, kind << _LENGTH_BITS | length), payload[start:end], bytes(-length % 4)]
+    return b"".join(pieces)
+
+
+class RecordFile:
+    """A RecordIO file read at any offset. It may be used by several threads, by forked processes, and be pickled.
+
+    Raises InputError, naming file and record, where the file is missing, cut short or not RecordIO.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot read ({error.strerror}) - give an InsightFace data folder"
+            ) from error
+        self._close = weakref.finalize(self, os.close, self._handle)
+        self.size = os.fstat(self._handle).st_size
+
+    def __getstate__(self) -> tuple[Path, int]:
+        return self.path, self.size
+
+    def __setstate__(self, state: tuple[Path, int]) -> None:
+        path, size = state
+        self.__init__(path)
+        if self.size != size:
+            raise InputError(f"{path}: has {self.size} bytes and had {size} when it was opened - start anew")
+
+    def close(self) -> None:
+        """Give the file back to the system; further reads fail."""
+        self._close()
+        # the system may give the old number to another file
+        self._handle = -1
+
+    def payload(self, record: int, offset: int) -> bytes | memoryview:
+        """Return the bytes of the record that starts at `offset`; `record` is its number, for messages only."""
+        part, kind, offset = self._part(record, offset)
+        if kind == _WHOLE:
+            return part
+        if kind != _FIRST:
+            raise self._damaged(record, f"byte {offset} is inside another record")
+        parts = [bytes(part)]
+        while kind != _LAST:
+            part, kind, offset = self._part(record, offset)
+            if kind not in (_MIDDLE, _LAST):
+                raise self._damaged(record, "its last part is missing")
+            parts.append(bytes(part))
+        return _MAGIC_BYTES.join(parts)
+
+    def read(self, record: int, offset: int) -> tuple[np.ndarray, bytes]:
+        """Return labels (n,) float32 and encoded image of the record that starts at `offset`."""
+        try:
+            return unpack(self.payload(record, offset))
+        except ValueError as error:
+            raise self._damaged(record, str(error)) from error
+
+    def image_offsets(self) -> Iterator[tuple[int, int]]:
+        """Yield (ordinal number, offset) of every record that holds an image, hopping through the file in its order."""
+        offset = record = 0
+        while offset < self.size:
+            head = os.pread(self._handle, _PART.size + _HEADER.size, offset)
+            kind, length = self._check_head(record, offset, head)
+            if kind in (_WHOLE, _FIRST):
+                if min(length, len(head) - _PART.size) < _HEADER.size:
+                    raise self._damaged(record, f"{length} bytes are fewer than a record's header")
+                labels = _HEADER.unpack_from(head, _PART.size)[0]
+                if kind == _FIRST or length > _HEADER.size + 4 * labels:
+                    yield record, offset
+            if kind in (_WHOLE, _LAST):
+                record += 1
+            offset += _PART.size + length + -length % 4
+
+    def _part(self, record: int, offset: int) -> tuple[memoryview, int, int]:
+        """Return the bytes of the part at `offset`, its kind and where the next one starts."""
+        piece = os.pread(self._handle, _FIRST_READ, offset)
+        kind, length = self._check_head(record, offset, piece)
+        end = _PART.size + length
+        if len(piece) < end:
+            piece += os.pread(self._handle, end - len(piece), offset + len(piece))
+        if len(piece) < end:
+            raise self._damaged(record, "the file became shorter since it was opened")
+        return memoryview(piece)[_PART.size : end], kind, offset + end + -length % 4
+
+    def _check_head(self, record: int, offset: int, head: bytes) -> tuple[int, int]:
+        """Return kind and length of the part whose first bytes are `head`."""
+        if len(head) < _PART.size:
+            raise self._damaged(record, f"the file ends at byte {self.size}")
+        magic, word = _PART.unpack_from(head)
+        if magic != _MAGIC:
+            raise self._damaged(record, f"no record starts at byte {offset}")
+        kind, length = word >> _LENGTH_BITS, word & ((1 << _LENGTH_BITS) - 1)
+        if kind > _LAST:
+            raise self._damaged(record, f"part kind {kind} at byte {offset} is unknown")
+        if offset + _PART.size + length > self.size:
+            raise self._damaged(record, f"it needs {length} bytes and the file ends at byte {self.size}")
+        return kind, length
+
+    def _damaged(self, record: int, reason: str) -> InputError:
+        return InputError(f"{self.path}: record {record} is damaged ({reason}) - copy the data set anew")

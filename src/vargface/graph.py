@@ -1,0 +1,156 @@
+"""Rewrites of a Symbol's graph: the saved symbol stays InsightFace's, the one that runs is right and fast.
+
+A rewrite never renames a parameter or changes its shape, so any checkpoint of the stack can be rewritten after loading,
+and what was trained in a rewritten graph is saved with the original one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vargface.runtime import mx
+
+__all__ = ["inference_form", "rewrite", "training_form"]
+
+# a node's output in MXNet's JSON: [node, output, version]
+Entry = list
+Shape = tuple
+
+
+class Place(NamedTuple):
+    """A node under rewriting: as it was, its inputs in the new graph, and their shapes (0 where the batch counts)."""
+
+    op: str
+    name: str
+    attrs: dict[str, str]
+    inputs: list[Entry]
+    shapes: list[Shape]
+
+
+class Writer:
+    """The node list of a new graph."""
+
+    def __init__(self) -> None:
+        self.nodes: list[dict] = []
+
+    def __call__(self, op: str, name: str, inputs: list[Entry], **attrs: Any) -> Entry:
+        """Append a node and return its first output."""
+        self.nodes.append(
+            {"op": op, "name": name, "inputs": inputs, "attrs": {key: str(value) for key, value in attrs.items()}}
+        )
+        return [len(self.nodes) - 1, 0, 0]
+
+
+Rule = Callable[[Place, Writer], "Entry | None"]
+
+
+def rewrite(symbol: mx.sym.Symbol, rules: list[Rule], image_size: tuple[int, int] = (112, 112)) -> mx.sym.Symbol:
+    """Return `symbol` (input `data`) with every node for which one of `rules` has a replacement exchanged for it.
+
+    A rule gets the node's Place and a Writer, and returns None to keep the node or the entry that stands for its one
+    visible output, made by `write(op, name, inputs, **attrs)`.
+    """
+    graph = json.loads(symbol.tojson())
+    shapes = _shapes(symbol, image_size)
+    write = Writer()
+    new_of: dict[int, Entry] = {}
+
+    def moved(entry: Entry) -> Entry:
+        new = new_of[entry[0]]
+        return [new[0], new[1] + entry[1], 0]
+
+    for index, node in enumerate(graph["nodes"]):
+        inputs = [moved(entry) for entry in node["inputs"]]
+        entry = None
+        if node["op"] != "null":
+            input_shapes = [shapes.get(_output_name(graph["nodes"][old], output), ()) for old, output, *_ in node["inputs"]]
+            place = Place(node["op"], node["name"], node.get("attrs", {}), inputs, input_shapes)
+            entry = next(filter(None, (rule(place, write) for rule in rules)), None)
+        elif node["name"] in shapes and node["name"] != "data":
+            # a parameter that feeds a reshape can no longer be inferred backwards from its consumer
+            node = {**node, "attrs": {**node.get("attrs", {}), "__shape__": str(shapes[node["name"]])}}
+        if entry is None:
+            write.nodes.append({**node, "inputs": inputs})
+            entry = [len(write.nodes) - 1, 0, 0]
+        new_of[index] = entry
+    graph["heads"] = [moved(entry) for entry in graph["heads"]]
+    graph["nodes"] = write.nodes
+    graph["arg_nodes"] = [index for index, node in enumerate(write.nodes) if node["op"] == "null"]
+    del graph["node_row_ptr"]
+    return mx.sym.load_json(json.dumps(graph))
+
+
+def training_form(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
+    """Return `symbol` computing the same, with the right PReLU gradient and fast on CPU under MKLDNN (docs/prelu.md)."""
+    return rewrite(symbol, [_prelu, _global_average, _channel_scale])
+
+
+def inference_form(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
+    """Return `symbol` computing the same, safe to run more than once on CPU, and its PReLUs in a form twice as fast."""
+    return rewrite(symbol, [_prelu, _flat_dense])
+
+
+def _shapes(symbol: mx.sym.Symbol, image_size: tuple[int, int]) -> dict[str, Shape]:
+    """Return the shape of every variable and output by name, for one image; what the batch decides stays as for one."""
+    internals = symbol.get_internals()
+    _, outputs, _ = internals.infer_shape(data=(1, 3, *image_size))
+    return dict(zip(internals.list_outputs(), outputs))
+
+
+def _output_name(node: dict, output: int) -> str:
+    """Return the name under which `list_outputs` has a node's first output, or "" for another one."""
+    if node["op"] == "null":
+        return node["name"]
+    return f"{node['name']}_output" if output == 0 else ""
+
+
+def _prelu(place: Place, write: Writer) -> Entry | None:
+    """PReLU as g*x + (1 - g)*relu(x), each product a 1x1 depthwise convolution.
+
+    MXNet's native backward reads its own output where it needs the input: the slope's gradient comes out times g.
+    Of the forms that are right this one consists of MKLDNN's own primitives alone, so nothing leaves its layout.
+    """
+    if place.op != "LeakyReLU" or place.attrs.get("act_type") != "prelu":
+        return None
+    (data, slope), name = place.inputs, place.name
+    if len(place.shapes[0]) != 4:
+        raise ValueError(f"{name}: a PReLU on {len(place.shapes[0])}-d data has no training form, only on (N, C, H, W)")
+    channels = place.shapes[0][1]
+    scale = {"num_filter": channels, "num_group": channels, "kernel": (1, 1), "no_bias": True}
+    below = write("Reshape", f"{name}_below", [slope], shape=(channels, 1, 1, 1))
+    above = write("_rminus_scalar", f"{name}_above", [below], scalar=1)
+    positive = write("Activation", f"{name}_relu", [data], act_type="relu")
+    whole = write("Convolution", f"{name}_whole", [data, below], **scale)
+    return write("elemwise_add", name, [whole, write("Convolution", f"{name}_rest", [positive, above], **scale)])
+
+
+def _global_average(place: Place, write: Writer) -> Entry | None:
+    """Global average pooling as sum pooling and a factor: MKLDNN's backward of the average is its slow reference."""
+    attrs = place.attrs
+    if place.op != "Pooling" or attrs.get("global_pool") not in ("True", "1") or attrs.get("pool_type") != "avg":
+        return None
+    *_, height, width = place.shapes[0]
+    total = write("Pooling", f"{place.name}_sum", place.inputs, **{**attrs, "pool_type": "sum"})
+    return write("_mul_scalar", place.name, [total], scalar=1 / (height * width))
+
+
+def _channel_scale(place: Place, write: Writer) -> Entry | None:
+    """(N, C, H, W) x (N, C, 1, 1) as a batch of products 1x1 by 1xHW: the broadcast's backward is a slow reduction."""
+    if place.op != "broadcast_mul" or [len(shape) for shape in place.shapes] != [4, 4]:
+        return None
+    if place.shapes[1][2:] != (1, 1):
+        return None
+    (data, scale), name = place.inputs, place.name
+    rows = write("Reshape", f"{name}_rows", [write("Reshape", f"{name}_pairs", [data], shape=(-3, -3))], shape=(0, 1, -1))
+    scale = write("Reshape", f"{name}_scale", [scale], shape=(-3, 1, 1))
+    return write("reshape_like", name, [write("batch_dot", f"{name}_product", [scale, rows]), data])
+
+
+def _flat_dense(place: Place, write: Writer) -> Entry | None:
+    """FullyConnected on (N, C, H, W) behind a Flatten: without it the second forward pass may raise (SPEC section 8)."""
+    if place.op != "FullyConnected" or len(place.shapes[0]) != 4:
+        return None
+    flat = write("Flatten", f"{place.name}_flat", place.inputs[:1])
+    return write(place.op, place.name, [flat, *place.inputs[1:]], **place.attrs)

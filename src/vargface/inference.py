@@ -1,0 +1,40 @@
+"""A network that only runs forward: teachers, verification and embedding all use this one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vargface.checkpoint import Checkpoint, Params
+from vargface.graph import inference_form
+from vargface.runtime import mx
+
+__all__ = ["FrozenNetwork"]
+
+
+class FrozenNetwork:
+    """A checkpoint bound for inference; it has no gradients, so nothing can train it."""
+
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = 32, context: mx.Context | None = None) -> None:
+        """Bind `checkpoint` for batches of `batch_size` 112x112 images on `context` (default: CPU)."""
+        self.embedding_size = checkpoint.embedding_size
+        self.batch_size = batch_size
+        symbol = inference_form(checkpoint.symbol)
+        self._module = mx.mod.Module(symbol, label_names=None, context=context or mx.cpu())
+        self._module.bind([("data", (batch_size, 3, 112, 112))], for_training=False)
+        self.set_params(checkpoint.args, checkpoint.auxs)
+
+    def set_params(self, args: Params, auxs: Params) -> None:
+        """Take other weights of the same symbol."""
+        self._module.set_params(args, auxs, allow_extra=True)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the embeddings (n, D) float32, not normalised, of `images` (n, 3, 112, 112), RGB 0..255, any n."""
+        rows = []
+        for start in range(0, len(images), self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            # a short batch is filled up: binding anew for its size would cost more than it saves
+            batch = np.zeros((self.batch_size, *images.shape[1:]), np.float32)
+            batch[: len(chunk)] = chunk
+            self._module.forward(mx.io.DataBatch([mx.nd.array(batch)]), is_train=False)
+            rows.append(self._module.get_outputs()[0].asnumpy()[: len(chunk)])
+        return np.concatenate(rows) if rows else np.empty((0, self.embedding_size), np.float32)

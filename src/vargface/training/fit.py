@@ -1,0 +1,225 @@
+"""Training: one loop for teachers, plain students and distilled ones, through all generations.
+
+Start-up of a generation, in this order: (1) a finished one is not run again; (2) one with a saved state resumes there;
+(3) generation n > 1 starts from generation n - 1's last weights, class centres included, with a fresh optimiser and the
+same teacher; (4) `init` gives the weights; (5) scratch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from easydict import EasyDict
+from tqdm import tqdm
+
+from vargface.checkpoint import Checkpoint, Params, load_checkpoint
+from vargface.data.iterator import FaceIterator
+from vargface.data.packs import Pack
+from vargface.data.records import FaceRecords
+from vargface.errors import InputError
+from vargface.files import make_folder
+from vargface.inference import FrozenNetwork
+from vargface.recipe import network_symbol
+from vargface.runtime import contexts, mx
+from vargface.training.log import Means
+from vargface.training.objective import MARGIN_WEIGHT, Objective
+from vargface.training.run_folder import RunFolder
+from vargface.training.schedule import learning_rate_schedule
+from vargface.training.teacher import TaughtIterator
+from vargface.training.verifier import find_packs, mean_accuracy, verify_packs
+
+__all__ = ["train"]
+
+logger = logging.getLogger(__name__)
+
+VERIFY_BATCH = 32
+
+
+def train(recipe: EasyDict) -> list[RunFolder]:
+    """Train all generations of `recipe` and return their finished folders: OUT, OUT/gen-2, ...
+
+    Raises InputError for anything in the recipe, the data, the teacher or the run folder that cannot be used, before
+    anything is written where possible.
+    """
+    _check(recipe)
+    records = FaceRecords(recipe.data)
+    packs = find_packs(recipe.packs, recipe.data)
+    network = network_symbol(recipe)
+    learning_rate_schedule(recipe)
+    devices = contexts(recipe.context)
+    if recipe.batch_size % len(devices):
+        raise InputError(f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts")
+    teacher = _teacher(recipe, devices[0])
+    make_folder(recipe.out)
+    folders: list[RunFolder] = []
+    weights = None
+    for generation in range(1, recipe.generations + 1):
+        path = Path(recipe.out) if generation == 1 else Path(recipe.out) / f"gen-{generation}"
+        folder = RunFolder(path, recipe)
+        folders.append(folder)
+        if folder.result is None:
+            faces: Any = FaceIterator(records, recipe.batch_size, seed=recipe.seed + generation - 1, mirror=recipe.mirror)
+            if teacher is not None:
+                faces = TaughtIterator(faces, len(records), teacher)
+            run = _Generation(folder, network, records.num_identities, faces, packs, devices)
+            weights = run.fit(weights or _initial(recipe))
+        else:
+            logger.info("%s: finished already, not run again", folder.path)
+            state = folder.load_state()
+            weights = state[1] if state else None
+    return folders
+
+
+def _check(recipe: EasyDict) -> None:
+    for key in ("data", "out"):
+        if not recipe[key]:
+            raise InputError(f"{key} is not given - add {key}=FOLDER")
+    smallest = {"batch_size": 1, "steps": 1, "generations": 1, "log_every": 1, "verify_every": 1, "embedding_size": 1}
+    for key, least in smallest.items():
+        if recipe[key] < least:
+            raise InputError(f"{key} = {recipe[key]}: must be at least {least}")
+    if recipe.optimizer not in ("sgd", "adam"):
+        raise InputError(f"optimizer = {recipe.optimizer!r}: must be sgd or adam")
+    ramp = recipe.margin_ramp
+    if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1]:
+        raise InputError(f"margin_ramp = {ramp}: must be two rising step numbers, e.g. [1000, 3000]")
+
+
+def _teacher(recipe: EasyDict, device: mx.Context) -> FrozenNetwork | None:
+    if not recipe.teacher:
+        return None
+    checkpoint = load_checkpoint(recipe.teacher)
+    if checkpoint.embedding_size != recipe.embedding_size:
+        raise InputError(
+            f"teacher {recipe.teacher}: embeds into {checkpoint.embedding_size} dimensions, the student into "
+            f"{recipe.embedding_size} - set embedding_size={checkpoint.embedding_size}"
+        )
+    return FrozenNetwork(checkpoint, VERIFY_BATCH, device)
+
+
+def _initial(recipe: EasyDict) -> tuple[Params, Params] | None:
+    if not recipe.init:
+        return None
+    checkpoint = load_checkpoint(recipe.init)
+    logger.info("%s: weights to start from; it has no class centres (fc7), these start anew", recipe.init)
+    return checkpoint.args, checkpoint.auxs
+
+
+class _Generation:
+    """One generation in training."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        network: mx.sym.Symbol,
+        num_classes: int,
+        faces: Any,
+        packs: Sequence[Pack],
+        devices: list[mx.Context],
+    ) -> None:
+        self._folder, self._network, self._faces, self._packs = folder, network, faces, packs
+        self._recipe = recipe = folder.recipe
+        self._step, self._number = 0, 0
+        self._best: dict[str, Any] = {"number": 0, "score": -1.0, "packs": {}}
+        self._objective = Objective(network, recipe, num_classes)
+        self._labels = [*faces.provide_label]
+        if MARGIN_WEIGHT in self._objective.label_names:
+            self._labels.append(mx.io.DataDesc(MARGIN_WEIGHT, (recipe.batch_size,)))
+        self._module = mx.mod.Module(
+            self._objective.symbol, label_names=self._objective.label_names, context=devices, logger=logger
+        )
+        self._module.bind(faces.provide_data, self._labels)
+        self._verifier: FrozenNetwork | None = None
+        self._device = devices[0]
+
+    def fit(self, weights: tuple[Params, Params] | None) -> tuple[Params, Params]:
+        """Train to the last step, from a saved state if there is one, and return the last weights with fc7."""
+        recipe = self._recipe
+        self._start(weights)
+        means = Means(self._objective.outputs, recipe.batch_size)
+        with tqdm(total=recipe.steps, initial=self._step, unit="step", disable=None, desc=str(self._folder.path)) as bar:
+            while self._step < recipe.steps:
+                self._train_step(means)
+                bar.update()
+                last = self._step == recipe.steps
+                if last or self._step % recipe.log_every == 0:
+                    self._log(means, bar)
+                if last or self._step % recipe.verify_every == 0:
+                    self._verify_and_save()
+                    means.restart_clock()
+        self._faces.close()
+        self._folder.finish(self._best, self._number, self._step)
+        return self._module.get_params()
+
+    def _start(self, weights: tuple[Params, Params] | None) -> None:
+        recipe = self._recipe
+        # the initialisers draw from numpy and MXNet's own generators
+        mx.random.seed(recipe.seed)
+        np.random.seed(recipe.seed)
+        state = self._folder.load_state()
+        if state is not None:
+            weights = state[1]
+        args, auxs = weights or ({}, {})
+        # an author's advice for this network: gaussian, by fan-out, magnitude 2
+        xavier = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
+        self._module.init_params(xavier, arg_params=args, aux_params=auxs, allow_missing=True, allow_extra=True)
+        options = {"learning_rate": recipe.lr, "wd": recipe.wd, "rescale_grad": 1 / recipe.batch_size}
+        options["lr_scheduler"] = learning_rate_schedule(recipe)
+        if recipe.optimizer == "sgd":
+            options["momentum"] = recipe.momentum
+        self._module.init_optimizer(kvstore=None, optimizer=recipe.optimizer, optimizer_params=options)
+        if state is not None:
+            self._resume(state[0], state[2])
+
+    def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
+        self._step, self._number = place["step"], place["number"]
+        self._best = place["best"]
+        self._module._updater.set_states(optimizer)
+        self._module._optimizer.begin_num_update = self._module._optimizer.num_update = self._step
+        self._faces.seek(*divmod(self._step, self._faces.batches_per_epoch))
+        logger.info("%s: resumed at step %d", self._folder.path, self._step)
+
+    def _train_step(self, means: Means) -> None:
+        try:
+            batch = self._faces.next()
+        except StopIteration:
+            self._faces.reset()
+            batch = self._faces.next()
+        if MARGIN_WEIGHT in self._objective.label_names:
+            first, full = self._recipe.margin_ramp
+            weight = min(max((self._step - first) / max(full - first, 1), 0.0), 1.0)
+            batch.label = [*batch.label, mx.nd.full((self._recipe.batch_size,), weight)]
+            batch.provide_label = self._labels
+        self._module.forward_backward(batch)
+        self._module.update()
+        means.add(self._module.get_outputs())
+        self._step += 1
+
+    def _log(self, means: Means, bar: tqdm) -> None:
+        row = means.take()
+        shown = {"loss": row["margin_loss"] + row.get("distillation_loss", 0.0), "img/s": row["images_per_second"]}
+        bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
+        place = {"step": self._step, "epoch": self._faces.epoch, "lr": self._module._optimizer.learning_rate}
+        self._folder.log.write({**place, **row})
+
+    def _verify_and_save(self) -> None:
+        args, auxs = params = self._module.get_params()
+        if self._verifier is None:
+            self._verifier = FrozenNetwork(Checkpoint(self._network, args, auxs, "training"), VERIFY_BATCH, self._device)
+        self._verifier.set_params(args, auxs)
+        results = verify_packs(self._verifier, self._packs)
+        self._number += 1
+        for name, result in results.items():
+            figures = {key: getattr(result, key) for key in ("accuracy", "accuracy_std", "tar", "far", "xnorm")}
+            self._folder.verifications.write({"step": self._step, "number": self._number, "pack": name, **figures})
+        score = mean_accuracy(results)
+        if score >= self._best["score"]:
+            packs = {name: result.as_dict() for name, result in results.items()}
+            self._best = {"number": self._number, "score": score, "packs": packs}
+        self._folder.save(self._number, self._network, params, keep={self._best["number"]})
+        place = {"step": self._step, "number": self._number, "best": self._best}
+        self._folder.save_state(place, params, self._module._updater.get_states())

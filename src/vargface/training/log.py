@@ -1,0 +1,61 @@
+"""What a run leaves to read: running means of its outputs, and CSV files that a killed run leaves whole to the line."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vargface.errors import InputError
+from vargface.runtime import mx
+
+__all__ = ["CsvLog", "Means"]
+
+
+class CsvLog:
+    """A CSV file that is appended to; the header is written once, also when a run is resumed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, row: Mapping[str, object]) -> None:
+        """Append `row`, whose keys are the columns. Raises InputError where there is no space or no permission."""
+        try:
+            new = not self._path.exists() or self._path.stat().st_size == 0
+            with open(self._path, "a", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                if new:
+                    writer.writeheader()
+                writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot write ({error.strerror}) - free space or choose another out") from error
+
+
+class Means:
+    """Means of a step's outputs over the steps since the last look; reading them is the only wait for the device."""
+
+    def __init__(self, names: Sequence[str], batch_size: int) -> None:
+        self._names, self._batch_size = list(names), batch_size
+        self._kept: list[list[mx.nd.NDArray]] = []
+        self._since = time.perf_counter()
+
+    def add(self, outputs: Sequence[mx.nd.NDArray]) -> None:
+        """Take the outputs (N,) of one step, in the order of the names."""
+        # a copy, not the value: the executor writes the next step's output into the same array
+        self._kept.append([output.copy() for output in outputs])
+
+    def take(self) -> dict[str, float]:
+        """Return name -> mean over samples and steps, with `images_per_second`, and start anew."""
+        columns = zip(*self._kept)
+        means = {name: float(np.mean([a.asnumpy().mean() for a in arrays])) for name, arrays in zip(self._names, columns)}
+        now = time.perf_counter()
+        means["images_per_second"] = len(self._kept) * self._batch_size / max(now - self._since, 1e-9)
+        self._kept, self._since = [], now
+        return means
+
+    def restart_clock(self) -> None:
+        """Leave out the time that passed up to now (a verification) of the next rate."""
+        self._since = time.perf_counter()

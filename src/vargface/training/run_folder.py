@@ -1,0 +1,112 @@
+"""A run folder: recipe, logs, the InsightFace-ready checkpoints (best and last) and the state that a run resumes from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from vargface.checkpoint import Params, load_params, save_checkpoint, write_params
+from vargface.errors import InputError
+from vargface.files import make_folder, whole_file
+from vargface.runtime import mx
+from vargface.training.log import CsvLog
+
+__all__ = ["RunFolder"]
+
+# keys that say where things are and how often to look, not what is trained: they may differ when a run goes on
+WHERE = {"out", "data", "packs", "context", "log_every", "verify_every"}
+
+
+class RunFolder:
+    """One generation's folder.
+
+    recipe.json, log.csv, verification.csv, ROLE-symbol.json, ROLE-%04d.params (numbered by verification; the best and
+    the last are kept), result.json (which is which, and the figures of the best) once it is finished, state/.
+    """
+
+    def __init__(self, path: str | Path, recipe: EasyDict) -> None:
+        """Open or make folder `path` for `recipe`. Raises InputError if it holds another recipe's run."""
+        self.path = make_folder(path)
+        self.recipe = recipe
+        self.log, self.verifications = CsvLog(self.path / "log.csv"), CsvLog(self.path / "verification.csv")
+        self._prefix = self.path / recipe.role
+        known = self._read("recipe.json")
+        if known is None:
+            with whole_file(self.path / "recipe.json", "w") as file:
+                json.dump(recipe, file, indent=1)
+        else:
+            differing = sorted(key for key in recipe if key not in WHERE and known.get(key) != recipe[key])
+            if differing:
+                raise InputError(
+                    f"{self.path}: holds a run of another recipe ({', '.join(differing)} differ) - choose another out"
+                )
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """Return result.json of a finished run: {"best", "last", "step", "packs"}, or None."""
+        return self._read("result.json")
+
+    def save(
+        self,
+        number: int,
+        symbol: mx.sym.Symbol,
+        params: tuple[Params, Params],
+        keep: set[int],
+    ) -> str:
+        """Write checkpoint `number` and remove the others but those in `keep`; returns "PREFIX,EPOCH"."""
+        model = save_checkpoint(self._prefix, number, symbol, *params)
+        for file in self.path.glob(f"{self.recipe.role}-*.params"):
+            saved = int(file.stem.rpartition("-")[2])
+            if saved != number and saved not in keep:
+                file.unlink()
+        return model
+
+    def model(self, number: int) -> str:
+        """Return "PREFIX,EPOCH" of checkpoint `number`."""
+        return f"{self._prefix},{number}"
+
+    def finish(self, best: dict[str, Any], last: int, step: int) -> None:
+        """Write result.json: the run is over. `best` has the number of the best checkpoint and its figures by pack."""
+        with whole_file(self.path / "result.json", "w") as file:
+            json.dump({"best": best["number"], "last": last, "step": step, "packs": best["packs"]}, file, indent=1)
+
+    def save_state(self, state: dict[str, Any], params: tuple[Params, Params], optimizer: bytes) -> None:
+        """Write what training goes on from; the state before it is kept until this one is whole."""
+        folder = make_folder(self.path / "state")
+        step = state["step"]
+        tagged = {f"arg:{name}": value for name, value in params[0].items()}
+        tagged.update({f"aux:{name}": value for name, value in params[1].items()})
+        write_params(folder / f"{step:08d}.params", tagged)
+        with whole_file(folder / f"{step:08d}.optimizer") as file:
+            file.write(optimizer)
+        # written last: a state without it is not looked at
+        with whole_file(folder / f"{step:08d}.json", "w") as file:
+            json.dump(state, file)
+        for old in sorted(folder.glob("*.json"))[:-2]:
+            old.unlink()
+            for suffix in (".params", ".optimizer"):
+                with contextlib.suppress(FileNotFoundError):
+                    old.with_suffix(suffix).unlink()
+
+    def load_state(self) -> tuple[dict[str, Any], tuple[Params, Params], bytes] | None:
+        """Return the newest state as it was given to `save_state`, or None."""
+        states = sorted((self.path / "state").glob("*.json"))
+        if not states:
+            return None
+        params = load_params(states[-1].with_suffix(".params"))
+        args = {key[4:]: value for key, value in params.items() if key.startswith("arg:")}
+        auxs = {key[4:]: value for key, value in params.items() if key.startswith("aux:")}
+        return json.loads(states[-1].read_text()), (args, auxs), states[-1].with_suffix(".optimizer").read_bytes()
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read ({error}) - remove it, or choose another out") from error

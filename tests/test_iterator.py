@@ -1,0 +1,335 @@
+"""The training iterator: the right images, an order that is a function of the place, and no hanging."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from vargface.data.iterator import FaceIterator, epoch_order, mirror_bits
+from vargface.data.records import FaceRecords, RecordWriter
+from vargface.errors import InputError
+from vargface.runtime import mx
+
+IDENTITIES, EACH = 5, 5
+SIZE = (16, 12)
+
+
+def encoded(number: int, size: tuple[int, int] = SIZE) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+def write(folder, images):
+    with RecordWriter(folder, SIZE) as writer:
+        for number, image in enumerate(images):
+            writer.add(number // EACH, image)
+    return FaceRecords(folder)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """25 images of 5 identities, 16x12."""
+    return write(tmp_path_factory.mktemp("data"), [encoded(number) for number in range(IDENTITIES * EACH)])
+
+
+@pytest.fixture
+def iterate(records):
+    """Makes iterators and closes them."""
+    made = []
+
+    def make(batch_size, **settings):
+        made.append(FaceIterator(settings.pop("records", records), batch_size, **settings))
+        return made[-1]
+
+    yield make
+    for iterator in made:
+        iterator.close()
+
+
+def snapshot(batch):
+    return (
+        batch.data[0].asnumpy().tobytes(),
+        batch.label[0].asnumpy().tolist(),
+        batch.index.tolist(),
+        batch.mirrored.tolist(),
+    )
+
+
+def decoders():
+    return [thread for thread in threading.enumerate() if thread.name == "vargface-decode"]
+
+
+# --- sampling ---
+
+
+def test_order_is_a_permutation_of_its_own_for_each_seed_and_epoch():
+    orders = [epoch_order(1000, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (2**63, 0)]]
+    for order in orders:
+        assert order.dtype == np.int64 and sorted(order) == list(range(1000))
+    for one in range(len(orders)):
+        for other in range(one):
+            assert np.mean(orders[one] == orders[other]) < 0.01
+
+
+def test_sampling_never_changes():
+    """A run is resumed under another numpy or another release of ours: these figures must stay."""
+    assert epoch_order(10, 3, 2).tolist() == [2, 8, 9, 3, 6, 4, 1, 7, 5, 0]
+    assert np.flatnonzero(mirror_bits(np.arange(20), 3, 2)).tolist() == [0, 3, 4, 6, 13, 15, 18]
+
+
+def test_mirror_bits_are_fair_and_independent():
+    positions = np.arange(20_000)
+    bits = np.stack([mirror_bits(positions, seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)])
+    signs = np.where(bits, 1.0, -1.0)
+    # 4.5 standard deviations
+    limit = 4.5 / np.sqrt(len(positions))
+    assert np.all(np.abs(signs.mean(axis=1)) < limit)
+    between = signs @ signs.T / len(positions)
+    assert np.all(np.abs(between - np.eye(len(signs))) < limit)
+    assert np.all(np.abs((signs[:, 1:] * signs[:, :-1]).mean(axis=1)) < limit)
+
+
+def test_mirror_bit_is_of_the_image_not_of_its_place_in_the_batch():
+    positions = np.random.default_rng(0).permutation(100)
+    assert np.array_equal(mirror_bits(positions, 1, 1), mirror_bits(np.arange(100), 1, 1)[positions])
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_batches_hold_the_images_they_say(records, iterate, mirror):
+    iterator = iterate(4, seed=7, mirror=mirror)
+    mirrored = []
+    for batch in iterator:
+        data, label = batch.data[0], batch.label[0]
+        assert data.dtype == label.dtype == np.float32
+        assert [tuple(data.shape)] == [desc.shape for desc in iterator.provide_data] == [(4, 3, *SIZE)]
+        assert [tuple(label.shape)] == [desc.shape for desc in iterator.provide_label] == [(4,)]
+        for row, position in enumerate(batch.index):
+            identity, image = records.read(position)
+            expected = mx.image.imdecode(image).asnumpy().transpose(2, 0, 1)
+            expected = expected[:, :, ::-1] if batch.mirrored[row] else expected
+            assert label.asnumpy()[row] == identity
+            assert np.array_equal(data.asnumpy()[row], expected)
+        mirrored += batch.mirrored.tolist()
+    assert any(mirrored) == mirror and not all(mirrored)
+
+
+def test_names_for_module(iterate):
+    iterator = iterate(4)
+    assert [desc.name for desc in iterator.provide_data + iterator.provide_label] == ["data", "softmax_label"]
+    batch = next(iterator)
+    assert batch.provide_data == iterator.provide_data and batch.pad == 0
+
+
+def test_batches_given_out_stay_as_they_are(iterate):
+    iterator = iterate(4)
+    batches = list(iterator)
+    before = [snapshot(batch) for batch in batches]
+    iterator.reset()
+    list(iterator)
+    assert [snapshot(batch) for batch in batches] == before
+
+
+def test_epoch_gives_every_image_at_most_once(iterate):
+    iterator = iterate(4, seed=1)
+    epochs = []
+    for epoch in range(3):
+        assert iterator.epoch == epoch
+        batches = list(iterator)
+        positions = np.concatenate([batch.index for batch in batches])
+        mirrored = np.concatenate([batch.mirrored for batch in batches])
+        assert np.array_equal(positions, epoch_order(25, 1, epoch)[:24])
+        assert np.array_equal(mirrored, mirror_bits(positions, 1, epoch))
+        assert len(positions) == len(set(positions)) == 24 == 4 * iterator.batches_per_epoch
+        with pytest.raises(StopIteration):
+            next(iterator)
+        epochs.append(positions.tolist())
+        iterator.reset()
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_whole_batches_that_leave_nothing_over(iterate):
+    positions = np.concatenate([batch.index for batch in iterate(5)])
+    assert sorted(positions) == list(range(25))
+
+
+def test_seek_gives_what_walking_gives(iterate):
+    walking = iterate(4, seed=3)
+    places = {}
+    for epoch in range(3):
+        for number, batch in enumerate(walking):
+            places[epoch, number] = snapshot(batch)
+        walking.reset()
+    seeking = iterate(4, seed=3)
+    for place in [(2, 5), (0, 0), (1, 3), (1, 2)]:
+        seeking.seek(*place)
+        assert snapshot(next(seeking)) == places[place]
+    seeking.seek(1, 5)
+    assert [snapshot(batch) for batch in seeking] == [places[1, 5]]
+    seeking.reset()
+    assert [snapshot(batch) for batch in seeking] == [places[2, number] for number in range(6)]
+    seeking.seek(0, 6)
+    assert list(seeking) == []
+
+
+def test_reset_in_the_middle_goes_to_the_next_epoch(iterate):
+    iterator = iterate(4)
+    next(iterator)
+    iterator.reset()
+    assert iterator.epoch == 1
+    expected = iterate(4)
+    expected.seek(1)
+    assert [snapshot(batch) for batch in iterator] == [snapshot(batch) for batch in expected]
+
+
+@pytest.mark.parametrize("epoch, batch", [(-1, 0), (0, -1), (0, 7)])
+def test_seek_outside(iterate, epoch, batch):
+    with pytest.raises(ValueError, match="outside"):
+        iterate(4).seek(epoch, batch)
+
+
+def test_workers_share_out_the_batches_of_one(iterate):
+    """Two workers at batch 3 see together what one sees at batch 6, batch by batch."""
+    whole = iterate(6, seed=5)
+    parts = [iterate(3, seed=5, part=part, num_parts=2) for part in range(2)]
+    assert whole.batches_per_epoch == parts[0].batches_per_epoch == parts[1].batches_per_epoch == 4
+    for batch, first, second in zip(whole, *parts):
+        assert batch.index.tolist() == first.index.tolist() + second.index.tolist()
+        assert batch.mirrored.tolist() == first.mirrored.tolist() + second.mirrored.tolist()
+
+
+# --- bad input ---
+
+
+def test_fewer_images_than_a_batch(iterate):
+    with pytest.raises(InputError, match="25 images are fewer than a batch of 26 x 1"):
+        iterate(26)
+    with pytest.raises(InputError, match="13 x 2 workers"):
+        iterate(13, num_parts=2)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"part": 2, "num_parts": 2}, {"part": -1, "num_parts": 2}])
+def test_wrong_settings(records, settings):
+    with pytest.raises(ValueError, match="batch_size"):
+        FaceIterator(records, **{"batch_size": 4, **settings})
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (b"\xff\xd8 this is not a JPEG", r"cannot be decoded|that can be decoded \(21 bytes\)"),
+        (encoded(0, (12, 16)), "is 12x16 and property says 16x12"),
+    ],
+)
+def test_unusable_image_is_named_each_time(tmp_path, iterate, image, message):
+    images = [encoded(number) for number in range(10)]
+    images[7] = image
+    iterator = iterate(2, records=write(tmp_path, images))
+    good = 0
+    with pytest.raises(InputError, match=f"train.rec: record 8 of identity 1 .*({message})"):
+        for _ in iterator:
+            good += 1
+    with pytest.raises(InputError, match="record 8"):
+        next(iterator)
+    assert good == epoch_order(10, 0, 0).tolist().index(7) // 2
+    assert not decoders()
+
+
+# --- the thread ---
+
+
+class Slow:
+    """Records that count how often they are read."""
+
+    def __init__(self, records):
+        self._records = records
+        self.reads = 0
+
+    def __getattr__(self, name):
+        return getattr(self._records, name)
+
+    def __len__(self):
+        return len(self._records)
+
+    def read(self, position):
+        self.reads += 1
+        return self._records.read(position)
+
+
+def test_decodes_ahead_but_not_without_end(records, iterate):
+    counted = Slow(records)
+    iterator = iterate(2, records=counted)
+    next(iterator)
+    deadline = time.monotonic() + 10
+    while counted.reads < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert 6 <= counted.reads <= 12
+
+
+def test_close_and_garbage_collection_end_the_thread(records, iterate):
+    iterator = iterate(4)
+    first = snapshot(next(iterator))
+    assert len(decoders()) == 1
+    iterator.close()
+    assert not decoders()
+    iterator.seek(0)
+    assert snapshot(next(iterator)) == first
+    iterator.close()
+    dropped = FaceIterator(records, 4)
+    next(dropped)
+    del dropped
+    assert not decoders()
+
+
+PROGRAM = """
+import sys
+from vargface.data.iterator import FaceIterator
+from vargface.data.records import FaceRecords
+iterator = FaceIterator(FaceRecords(sys.argv[1]), 4)
+next(iterator)
+print("ready", flush=True)
+while sys.argv[2] == "forever":
+    for batch in iterator:
+        pass
+    iterator.reset()
+"""
+
+
+@pytest.mark.parametrize("how", ["exit", "forever"])
+def test_interpreter_ends_at_once(records, how):
+    """By itself with batches waiting, and by Ctrl-C."""
+    command = [sys.executable, "-c", PROGRAM, str(records.folder), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            if how == "forever":
+                process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    if how == "exit":
+        assert (process.returncode, errors) == (0, "")
+    else:
+        assert process.returncode == -signal.SIGINT and errors.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.real
+def test_real_mini_epoch(real_faces, iterate):
+    iterator = iterate(64, records=FaceRecords(real_faces / "real-mini"))
+    batch = next(iterator)
+    data = batch.data[0].asnumpy()
+    assert data.shape == (64, 3, 112, 112) and data.min() >= 0 and data.max() <= 255
+    # skin: red over green over blue
+    red, green, blue = data[:, :, 40:80, 40:70].mean(axis=(0, 2, 3))
+    assert red > green > blue
+    assert iterator.batches_per_epoch == 10_598 // 64
