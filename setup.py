@@ -5,6 +5,7 @@ from setuptools import setup
 PACKAGE_DIR = {
     "vargface": "src/vargface",
     "vargface.data": "src/vargface/data",
+    "vargface.data.synthetic": "src/vargface/data/synthetic",
     "vargface.training": "src/vargface/training",
     "vargface.deploy": "src/vargface/deploy",
     "vargface.symbols": "symbols",
@@ -12,10 +13,59 @@ PACKAGE_DIR = {
     "vargface.recipes": "recipes",
 }
 
+# MXNet is an extra: `mxnet` and `mxnet-cu112` own the same folder, so exactly one of `cpu` and `cu112` is wanted
+INSTALL_REQUIRES = [
+    # MXNet 1.9.1 uses names that numpy 1.24 took away (runtime.py gives them back) and an ABI that numpy 2 left
+    "numpy>=1.20,<2",
+    "opencv-python-headless>=4.5,<5",
+    "scikit-learn>=1.0",
+    "matplotlib>=3.5",
+    "easydict>=1.9",
+    "tqdm>=4.60",
+]
+
+EXTRAS_REQUIRE = {
+    "cpu": ["mxnet==1.9.1"],
+    # the wheel holds no CUDA libraries; these are the ones it was linked against, loaded by runtime.py before MXNet
+    "cu112": [
+        "mxnet-cu112==1.9.1",
+        "nvidia-cuda-runtime-cu11==11.8.89",
+        "nvidia-cuda-nvrtc-cu11==11.8.89",
+        "nvidia-cublas-cu11==11.11.3.6",
+        "nvidia-cudnn-cu11==8.9.6.50",
+        "nvidia-cufft-cu11==10.9.0.58",
+        "nvidia-curand-cu11==10.3.0.86",
+        "nvidia-cusolver-cu11==11.4.1.48",
+        "nvidia-nccl-cu11==2.19.3",
+        "nvidia-nvtx-cu11==11.8.86",
+    ],
+    # MXNet 1.9.1's exporter writes what onnx 1.14 reads, and needs protobuf's old Python interface
+    "export": ["onnx>=1.14,<1.15", "onnxruntime>=1.15", "protobuf>=3.20.2,<4"],
+    # setuptools and wheel: the packaging test builds the wheel offline
+    "dev": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "setuptools>=70.1,<81", "wheel>=0.40"],
+}
+
 setup(
     name="vargface",
     version="0.1.0",
+    description="VarGFaceNet: face recognition at 1 GFLOP, distilled from a large teacher, on Apache MXNet",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.8,<3.12",
     package_dir=PACKAGE_DIR,
     packages=list(PACKAGE_DIR),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["vargface = vargface.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.8",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
 )

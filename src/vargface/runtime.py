@@ -1,8 +1,207 @@
-"""The one door to MXNet."""
+"""The one door to MXNet: `from vargface.runtime import mx`.
 
+MXNet is imported at the first use of `mx`, after the settings and repairs that MXNet 1.9.1 needs; where it is missing
+or cannot run, that is an InputError of one line. (An import by another way gets none of this, so ruff refuses it.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
 import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
-import mxnet as mx  # noqa: E402
+import numpy as np
 
-__all__ = ["mx"]
+from vargface import gpu
+from vargface.errors import InputError
+
+if TYPE_CHECKING:
+    import mxnet as mx
+
+__all__ = ["contexts", "flavours", "mx", "preload_cuda"]
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use (a container or taskset may leave fewer than there are)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# Set before MXNet is loaded, which reads them once; a value that the user has set wins.
+ENVIRONMENT = {
+    # without it MXNet's operators run at one thread's speed; with more threads than cores they wait for each other
+    "OMP_NUM_THREADS": str(_cores()),
+    # "Subgraph backend MKLDNN is activated" is said at every bind and tells a user nothing
+    "MXNET_SUBGRAPH_VERBOSE": "0",
+}
+# The same for a process that trains (`prepare_for_training`). With AVX-512, MKLDNN lays out some of the networks' layers
+# in blocks of 16 channels and some in 8, and what meets both (batch normalisation backward first of all) falls to its
+# reference code, 30 times slower; with AVX2 all blocks are of 8.
+TRAINING_ENVIRONMENT = {"DNNL_MAX_CPU_ISA": "AVX2"}
+
+# names that numpy 1.24 took away and MXNet 1.9.1 still uses
+NUMPY_NAMES = {"bool": bool, "int": int, "float": float, "complex": complex, "object": object, "str": str}
+
+# what mxnet-cu112 links against, in an order in which each finds what it needs itself already loaded
+NVIDIA_LIBRARIES = (
+    "cuda_runtime/lib/libcudart.so.*",
+    "nvtx/lib/libnvToolsExt.so.*",
+    "cuda_nvrtc/lib/libnvrtc-builtins.so.*",
+    "cuda_nvrtc/lib/libnvrtc.so.*",
+    "cublas/lib/libcublasLt.so.*",
+    "cublas/lib/libcublas.so.*",
+    "curand/lib/libcurand.so.*",
+    "cufft/lib/libcufft.so.*",
+    "cusolver/lib/libcusolver.so.*",
+    "nccl/lib/libnccl.so.*",
+    "cudnn/lib/libcudnn_ops_*.so.*",
+    "cudnn/lib/libcudnn_cnn_*.so.*",
+    "cudnn/lib/libcudnn_adv_*.so.*",
+    "cudnn/lib/libcudnn.so.*",
+)
+
+INSTALL = "pip install '.[cpu]', or '.[cu112]' for an NVIDIA GPU"
+USE_CPU = "for the CPU build: pip uninstall -y mxnet-cu112 && pip install '.[cpu]'"
+REINSTALL = "pip install --force-reinstall --no-deps mxnet==1.9.1"
+
+
+def __getattr__(name: str) -> Any:
+    """Return MXNet for `mx`, imported now: this module itself can be imported, and asked why, where MXNet cannot."""
+    if name == "mx":
+        return _mxnet()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def prepare_for_training() -> None:
+    """Set what a process that trains on the CPU needs; only before MXNet is imported. A value of the user's wins."""
+    for name, value in TRAINING_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def flavours() -> list[str]:
+    """Return the names of the installed builds of MXNet, sorted: ["mxnet"], ["mxnet-cu112"], none, or several."""
+    names = {str(found.metadata["Name"]).lower() for found in importlib.metadata.distributions()}
+    return sorted(name for name in names if re.fullmatch(r"mxnet(-(mkl|native|cu\d+(mkl)?))?", name))
+
+
+def contexts(spec: str = "auto") -> list[mx.Context]:
+    """Return the devices that `spec` names: "auto", "cpu", "gpu", or a list such as "gpu(0),gpu(1)" or "cpu(0),cpu(1)".
+
+    "gpu" is every GPU that MXNet can use; "auto" is the same, or one CPU context where there is none. Several CPU
+    contexts are the same cores, each with a share of the batch. Raises InputError on any other spec, and on a GPU that
+    is not there.
+    """
+    mxnet = _mxnet()
+    if spec == "cpu":
+        return [mxnet.cpu()]
+    if spec in ("auto", "gpu"):
+        ordinals = _usable_gpus(mxnet)
+        if spec == "gpu" and not ordinals:
+            raise InputError(f"context 'gpu': no GPU that MXNet can use ({_why_no_gpu(mxnet)}) - use 'cpu' or 'auto'")
+        return [mxnet.gpu(ordinal) for ordinal in ordinals] or [mxnet.cpu()]
+    names = spec.replace(" ", "").split(",")
+    devices = [re.fullmatch(r"(cpu|gpu)\((\d+)\)", name) for name in names]
+    kinds = {device[1] if device else "" for device in devices}
+    if kinds not in ({"cpu"}, {"gpu"}) or len(set(names)) < len(names):
+        allowed = "'auto', 'cpu', 'gpu' or a list of one kind, each device once, such as 'gpu(0),gpu(1)'"
+        raise InputError(f"context {spec!r}: give {allowed}")
+    ordinals = [int(device[2]) for device in devices if device]
+    if kinds == {"cpu"}:
+        return [mxnet.cpu(ordinal) for ordinal in ordinals]
+    usable = _usable_gpus(mxnet)
+    missing = [ordinal for ordinal in ordinals if ordinal not in usable]
+    if missing:
+        there = ", ".join(f"gpu({ordinal})" for ordinal in usable) or "none"
+        raise InputError(f"context {spec!r}: MXNet cannot use gpu({missing[0]}) - usable GPUs: {there}")
+    return [mxnet.gpu(ordinal) for ordinal in ordinals]
+
+
+def _usable_gpus(mxnet: ModuleType) -> list[int]:
+    """Return the ordinals of the GPUs that this build of MXNet sees and has code for."""
+    try:
+        count = mxnet.context.num_gpus()
+    except mxnet.MXNetError:  # a CUDA build on a machine without a GPU
+        return []
+    if count == 0:
+        return []
+    return [ordinal for ordinal, found in enumerate(gpu.survey().gpus[:count]) if gpu.supported(found.capability)]
+
+
+def _why_no_gpu(mxnet: ModuleType) -> str:
+    """Return the reason why there is no usable GPU."""
+    if not mxnet.runtime.Features().is_enabled("CUDA"):
+        return "this is its CPU build"
+    extra, reason = gpu.choose(gpu.survey())
+    return reason if extra == "cpu" else f"the driver offers {reason}, MXNet sees none"
+
+
+@functools.lru_cache(maxsize=None)
+def _mxnet() -> ModuleType:
+    """Return the module `mxnet`, imported after the settings and repairs it needs.
+
+    Raises InputError where it is not installed, installed twice, or does not load.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    installed = flavours()
+    _check_install(installed)
+    _restore_numpy_names()
+    try:
+        if "mxnet-cu112" in installed:
+            preload_cuda()
+        with warnings.catch_warnings():  # what Python and numpy deprecate in MXNet 1.9.1 is nothing a user can mend
+            warnings.simplefilter("ignore")
+            return importlib.import_module("mxnet")
+    except (OSError, RuntimeError, ImportError, AttributeError) as error:
+        what, fix = installed[0] if installed else "mxnet", USE_CPU if "mxnet-cu112" in installed else REINSTALL
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{what} is installed but does not load: {why} - {fix}") from error
+
+
+def _check_install(installed: list[str]) -> None:
+    """Raise InputError where the installed packages cannot work together."""
+    if not installed and importlib.util.find_spec("mxnet") is None:
+        raise InputError(f"MXNet is not installed - {INSTALL}")
+    if len(installed) > 1:
+        fix = f"pip uninstall -y {' '.join(installed)}, then {INSTALL}"
+        raise InputError(f"{' and '.join(installed)} are installed side by side but own the same folder - {fix}")
+    if int(np.__version__.partition(".")[0]) >= 2:
+        raise InputError(f"numpy {np.__version__} is installed, MXNet 1.9.1 needs an older one - pip install 'numpy<2'")
+    if importlib.util.find_spec("distutils") is None:  # gone from Python 3.12 on, where setuptools brings its own
+        version = "{}.{}".format(*sys.version_info)
+        raise InputError(f"Python {version} has no distutils, MXNet 1.9.1 needs it - use Python 3.8 to 3.11")
+
+
+def _restore_numpy_names() -> None:
+    """Give numpy the names of Python's types back where it has lost them (1.24) or warns of them (1.20 to 1.23)."""
+    for name, kind in NUMPY_NAMES.items():
+        if name not in vars(np):
+            setattr(np, name, kind)
+
+
+def preload_cuda(load: Callable[..., Any] = ctypes.CDLL) -> list[Path]:
+    """Load the CUDA libraries that pip installed, so that MXNet finds them in the process, and return their files.
+
+    A library that pip did not bring is left to the system. Raises OSError where there is no NVIDIA driver or one fails.
+    """
+    try:
+        load("libcuda.so.1")
+    except OSError as error:
+        raise OSError(f"no NVIDIA driver ({error})") from error
+    found = importlib.util.find_spec("nvidia")
+    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
+    files = [file for pattern in NVIDIA_LIBRARIES for folder in folders for file in sorted(folder.glob(pattern))]
+    for file in files:
+        load(str(file), mode=ctypes.RTLD_GLOBAL)
+    return files

@@ -1,0 +1,20 @@
+"""The demo's student: a narrow VarGFaceNet on synthetic faces, two generations. `vargface demo` runs it."""
+
+from easydict import EasyDict
+
+recipe = EasyDict(
+    network="vargfacenet",
+    multiplier=0.25,
+    embedding_size=128,
+    scale=32.0,
+    m2=0.3,
+    alpha=7.0,
+    generations=2,
+    batch_size=32,
+    steps=250,
+    lr=0.1,
+    schedule="cosine",
+    warmup_steps=30,
+    log_every=20,
+    verify_every=10_000,
+)

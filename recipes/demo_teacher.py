@@ -1,0 +1,21 @@
+"""The demo's teacher: a narrow LResNet18-IR on synthetic faces. `vargface demo` runs it."""
+
+from easydict import EasyDict
+
+recipe = EasyDict(
+    role="teacher",
+    network="resnet",
+    num_layers=18,
+    output="FC",
+    multiplier=0.25,
+    embedding_size=128,
+    scale=32.0,
+    m2=0.3,
+    batch_size=32,
+    steps=600,
+    lr=0.1,
+    schedule="cosine",
+    warmup_steps=30,
+    log_every=20,
+    verify_every=10_000,
+)

@@ -1,0 +1,158 @@
+"""The command line: parses, calls, prints. Bad input ends with one line and exit code 2, Ctrl-C with 130."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from vargface import runtime
+from vargface.errors import InputError
+from vargface.files import whole_file
+
+__all__ = ["main"]
+
+KEY_VALUE = "overrides of the recipe's keys, e.g. lr=0.05 (recipes/base.py lists all)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `vargface ARGV...` and return its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    handler = _AboveTheBar()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        print(f"vargface: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vargface: stopped; the same command goes on from the last saved state", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _AboveTheBar(logging.Handler):
+    """Prints log lines on stderr without tearing a progress bar apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vargface", description="VarGFaceNet: training with angular and recursive distillation, on MXNet."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = _command(commands, "demo", _demo, "the whole job on synthetic faces: data, teacher, students, table")
+    demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"out=, teacher=, and {KEY_VALUE}")
+    demo.epilog = "example: vargface demo out=runs/demo"
+
+    train = _command(commands, "train", _train, "train a teacher or a student by a recipe")
+    train.add_argument("recipe", help="a recipe file, or the name of one of this package's")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=KEY_VALUE)
+    train.epilog = "example: vargface train recipes/lfr_student.py data=ms1m teacher=r100/model,0 out=runs/lfr"
+
+    verify = _command(commands, "verify", _verify, "accuracy and TAR@FAR of a checkpoint on verification packs")
+    verify.add_argument("--model", required=True, metavar="PREFIX,EPOCH")
+    verify.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    verify.add_argument("packs", nargs="+", metavar="PACK.bin")
+    verify.epilog = "example: vargface verify --model runs/demo/student/student,2 runs/demo/data/lfw.bin"
+
+    synth = _command(commands, "synth", _synth, "draw a data set of synthetic faces: train.rec and three packs")
+    synth.add_argument("out", metavar="OUT", help="the folder to make")
+    synth.add_argument("--identities", type=int, default=200)
+    synth.add_argument("--images", type=int, default=50, help="images an identity")
+    synth.add_argument("--pairs", type=int, default=600, help="pairs a pack")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--sheet", metavar="FILE", help="a contact sheet (PNG or JPEG), too")
+    synth.epilog = "example: vargface synth data/synthetic --identities 200 --images 50"
+
+    flops = _command(commands, "flops", _flops, "operations as the LFR challenge counts them, parameters, bytes")
+    flops.add_argument("--model", metavar="PREFIX,EPOCH", help="a checkpoint; without it: of the recipe's network")
+    flops.add_argument("--recipe", default="base", help="a recipe (default: base, the paper's VarGFaceNet)")
+    flops.add_argument("--layers", action="store_true", help="by layer")
+    flops.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=KEY_VALUE)
+    flops.epilog = "example: vargface flops network=resnet num_layers=50"
+    return parser
+
+
+def _command(commands, name: str, run, help_line: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help_line, description=help_line)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    runtime.prepare_for_training()
+    from vargface.demo import run_demo
+
+    print(run_demo(arguments.overrides))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    runtime.prepare_for_training()
+    from vargface.eval.table import results_table
+    from vargface.recipe import load_recipe
+    from vargface.training.fit import train
+    from vargface.training.report import result_of
+
+    folders = train(load_recipe(arguments.recipe, arguments.overrides))
+    print(results_table([result_of(folder) for folder in folders]))
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from vargface.checkpoint import load_checkpoint
+    from vargface.eval.flops import network_cost
+    from vargface.eval.table import Result, results_table
+    from vargface.inference import FrozenNetwork
+    from vargface.training.verifier import find_packs, verify_packs
+
+    checkpoint = load_checkpoint(arguments.model)
+    packs = find_packs(arguments.packs, "")
+    results = verify_packs(FrozenNetwork(checkpoint), packs)
+    cost = network_cost(checkpoint.symbol)
+    print(results_table([Result(arguments.model, results, cost.params, cost.flops)]))
+    if arguments.json:
+        with whole_file(arguments.json, "w") as file:
+            json.dump({name: result.as_dict() for name, result in results.items()}, file, indent=1)
+
+
+def _synth(arguments: argparse.Namespace) -> None:
+    import cv2
+
+    from vargface.data.synthetic import contact_sheet, make_dataset
+
+    if arguments.sheet:
+        _, encoded = cv2.imencode(".png" if arguments.sheet.endswith(".png") else ".jpg", contact_sheet())
+        with whole_file(arguments.sheet) as file:
+            file.write(encoded.tobytes())
+    make_dataset(
+        arguments.out,
+        identities=arguments.identities,
+        images_per_identity=arguments.images,
+        pairs=arguments.pairs,
+        seed=arguments.seed,
+    )
+
+
+def _flops(arguments: argparse.Namespace) -> None:
+    from vargface.checkpoint import load_checkpoint
+    from vargface.eval.flops import network_cost
+    from vargface.eval.table import layer_table
+    from vargface.recipe import load_recipe, network_symbol
+
+    if arguments.model:
+        symbol = load_checkpoint(arguments.model).symbol
+    else:
+        symbol = network_symbol(load_recipe(arguments.recipe, arguments.overrides))
+    cost = network_cost(symbol)
+    if arguments.layers:
+        print(layer_table(cost))
+    print(f"challenge FLOPs {cost.flops:,}   MACs {cost.macs:,}")
+    print(f"learnable parameters {cost.params:,}   payload {cost.payload_bytes:,} bytes   file {cost.file_bytes:,} bytes")

@@ -1,0 +1,298 @@
+"""MXNet's one door: what it sets and mends before the import, and what it says where there is nothing to import."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vargface import runtime
+from vargface.errors import InputError
+from vargface.gpu import Gpu, Survey
+
+# prints MXNet's environment; any warning left to numpy's old names or MXNet's own code is an error under -W error
+HONEST = """
+import os, warnings
+import numpy as np
+assert (np.bool, np.int, np.float, np.object) == (bool, int, float, object)
+warnings.warn("something of 2019", DeprecationWarning)
+print(os.environ["OMP_NUM_THREADS"])
+"""
+
+
+class Site:
+    """A folder that stands for site-packages: our package, numpy, and whatever a test puts in."""
+
+    def __init__(self, folder: Path, numpy: bool = True) -> None:
+        self.folder = folder
+        (folder / "vargface").symlink_to(Path(runtime.__file__).parent)
+        packages = Path(np.__file__).parents[1]
+        for name in ("numpy", "numpy.libs") if numpy else ():
+            if (packages / name).exists():
+                (folder / name).symlink_to(packages / name)
+
+    def module(self, name: str, text: str) -> None:
+        (self.folder / f"{name}.py").write_text(text)
+
+    def distribution(self, name: str) -> None:
+        info = self.folder / f"{name.replace('-', '_')}-1.9.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.9.1\n")
+
+    def run(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `code` in a Python that has this folder and no other site-packages."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MXNET_"))}
+        return subprocess.run(
+            [sys.executable, "-S", "-W", "error", "-c", code],
+            env={**inherited, "PYTHONPATH": str(self.folder), **environment},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
+
+    def error(self, before: str = "", **environment: str) -> str:
+        """Return the message of the InputError that asking for `mx` raises; it is one line."""
+        code = (
+            f"from vargface.errors import InputError\n{before}\nimport vargface.runtime\ntry:\n"
+            "    from vargface.runtime import mx\nexcept InputError as error:\n    print(error)\n"
+        )
+        done = self.run(code, **environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
+        return done.stdout.strip()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_missing_mxnet_names_both_extras(site):
+    assert site.error() == "MXNet is not installed - pip install '.[cpu]', or '.[cu112]' for an NVIDIA GPU"
+
+
+def test_two_builds_side_by_side_are_refused(site):
+    site.module("mxnet", "")
+    site.distribution("mxnet")
+    site.distribution("mxnet-cu112")
+    message = site.error()
+    assert message.startswith("mxnet and mxnet-cu112 are installed side by side")
+    assert "pip uninstall -y mxnet mxnet-cu112" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("raise OSError('libfoo.so.3: cannot open shared object file')", "libfoo.so.3: cannot open shared object file"),
+        ("raise RuntimeError('Cannot find the MXNet library.\\nList of candidates:\\n/a\\n/b')", "the MXNet library."),
+        ("import a_package_that_is_not_there", "No module named 'a_package_that_is_not_there'"),
+    ],
+)
+def test_an_install_that_does_not_load_gives_its_reason_and_a_fix(site, text, reason):
+    site.module("mxnet", text)
+    site.distribution("mxnet")
+    message = site.error()
+    assert message.startswith("mxnet is installed but does not load: ")
+    assert f"{reason} - pip install --force-reinstall --no-deps mxnet==1.9.1" in message
+
+
+def test_cuda_build_without_a_driver_points_to_the_cpu_build(site):
+    site.module("mxnet", "")
+    site.distribution("mxnet-cu112")
+    # no library: it hides a driver that this machine may have
+    (site.folder / "libcuda.so.1").write_text("")
+    message = site.error(LD_LIBRARY_PATH=str(site.folder))
+    assert "mxnet-cu112 is installed but does not load: no NVIDIA driver (" in message
+    assert message.endswith("pip uninstall -y mxnet-cu112 && pip install '.[cpu]'")
+
+
+def test_numpy_2_is_named(tmp_path):
+    site = Site(tmp_path, numpy=False)
+    site.module("numpy", "__version__ = '2.1.0'")
+    site.module("mxnet", "")
+    site.distribution("mxnet")
+    assert site.error() == "numpy 2.1.0 is installed, MXNet 1.9.1 needs an older one - pip install 'numpy<2'"
+
+
+def test_missing_distutils_is_explained(site):
+    site.module("mxnet", "")
+    site.distribution("mxnet")
+    message = site.error(before="import sys; sys.modules['distutils'] = None")
+    assert "has no distutils" in message
+    assert "Python 3.8 to 3.11" in message
+
+
+def test_threads_are_the_cores_of_this_process_and_numpy_names_are_back(site):
+    site.module("mxnet", HONEST)
+    site.distribution("mxnet")
+    done = site.run("from vargface.runtime import mx")
+    assert done.stderr == ""
+    assert done.stdout == f"{len(os.sched_getaffinity(0))}\n"
+
+
+def test_one_core_given_is_one_thread(site):
+    site.module("mxnet", HONEST)
+    site.distribution("mxnet")
+    core = min(os.sched_getaffinity(0))
+    done = site.run(f"import os; os.sched_setaffinity(0, {{{core}}}); from vargface.runtime import mx")
+    assert done.stdout == "1\n"
+
+
+def test_the_users_own_setting_wins(site):
+    site.module("mxnet", HONEST)
+    site.distribution("mxnet")
+    assert site.run("from vargface.runtime import mx", OMP_NUM_THREADS="7").stdout == "7\n"
+
+
+def test_importing_the_module_does_not_import_mxnet(site):
+    site.module("mxnet", "raise SystemExit('imported')")
+    assert site.run("import vargface.runtime").returncode == 0
+    assert "imported" in site.run("from vargface.runtime import mx").stderr
+
+
+def test_mx_is_mxnet_and_works():
+    assert runtime.mx is sys.modules["mxnet"]
+    assert (runtime.mx.nd.ones((2, 3)) * 2).asnumpy().sum() == 12
+    assert runtime.flavours() in (["mxnet"], ["mxnet-cu112"])
+    with pytest.raises(AttributeError, match="mxx"):
+        _ = runtime.mxx
+
+
+class Loader:
+    """Stands for ctypes.CDLL: remembers what it was asked for, and fails on `broken`."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken, self.asked = broken, []
+
+    def __call__(self, name: str, mode: int = ctypes.DEFAULT_MODE) -> None:
+        self.asked.append((Path(name).name, mode))
+        if Path(name).name == self.broken:
+            raise OSError(f"{name}: cannot open shared object file")
+
+
+@pytest.fixture
+def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A site-packages with the files that the pinned NVIDIA wheels hold (as listed from them), written out of order."""
+    files = (
+        "cudnn/libcudnn.so.8 cudnn/libcudnn_adv_infer.so.8 cudnn/libcudnn_adv_train.so.8 cudnn/libcudnn_cnn_infer.so.8 "
+        "cudnn/libcudnn_cnn_train.so.8 cudnn/libcudnn_ops_infer.so.8 cudnn/libcudnn_ops_train.so.8 nccl/libnccl.so.2 "
+        "cusolver/libcusolver.so.11 cusolver/libcusolverMg.so.11 cufft/libcufft.so.10 cufft/libcufftw.so.10 "
+        "curand/libcurand.so.10 cublas/libcublas.so.11 cublas/libcublasLt.so.11 cublas/libnvblas.so.11 "
+        "cuda_nvrtc/libnvrtc.so.11.2 cuda_nvrtc/libnvrtc-builtins.so.11.8 nvtx/libnvToolsExt.so.1 "
+        "cuda_runtime/libcudart.so.11.0 cuda_runtime/libOpenCL.so.1"
+    )
+    for file in files.split():
+        package, library = file.split("/")
+        folder = tmp_path / "nvidia" / package / "lib"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / library).touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    return tmp_path / "nvidia"
+
+
+def test_cuda_libraries_load_after_the_driver_in_an_order_that_finds_each_what_it_needs(nvidia):
+    load = Loader()
+    files = runtime.preload_cuda(load)
+    assert [name for name, _ in load.asked] == [
+        "libcuda.so.1",
+        "libcudart.so.11.0",
+        "libnvToolsExt.so.1",
+        "libnvrtc-builtins.so.11.8",
+        "libnvrtc.so.11.2",
+        "libcublasLt.so.11",
+        "libcublas.so.11",
+        "libcurand.so.10",
+        "libcufft.so.10",
+        "libcusolver.so.11",
+        "libnccl.so.2",
+        "libcudnn_ops_infer.so.8",
+        "libcudnn_ops_train.so.8",
+        "libcudnn_cnn_infer.so.8",
+        "libcudnn_cnn_train.so.8",
+        "libcudnn_adv_infer.so.8",
+        "libcudnn_adv_train.so.8",
+        "libcudnn.so.8",
+    ]
+    assert {mode for _, mode in load.asked[1:]} == {ctypes.RTLD_GLOBAL}
+    assert [file.name for file in files] == [name for name, _ in load.asked[1:]]
+    assert all(nvidia in file.parents for file in files)
+
+
+def test_without_a_driver_no_cuda_library_is_touched(nvidia):
+    load = Loader(broken="libcuda.so.1")
+    with pytest.raises(OSError, match="no NVIDIA driver"):
+        runtime.preload_cuda(load)
+    assert len(load.asked) == 1
+
+
+def test_a_cuda_library_that_fails_is_named(nvidia):
+    with pytest.raises(OSError, match="libcufft.so.10"):
+        runtime.preload_cuda(Loader(broken="libcufft.so.10"))
+
+
+def test_cuda_libraries_that_pip_did_not_bring_are_left_to_the_system(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert runtime.preload_cuda(Loader()) == []
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.mx.context, "num_gpus", lambda: 0)
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = (Gpu("Ampere", (8, 6)), Gpu("Hopper", (9, 0)), Gpu("Turing", (7, 5)))
+    monkeypatch.setattr(runtime.gpu, "survey", lambda: Survey(gpus, (12, 2), ""))
+    monkeypatch.setattr(runtime.mx.context, "num_gpus", lambda: len(gpus))
+
+
+@pytest.mark.parametrize(
+    ("spec", "devices"),
+    [("auto", "cpu(0)"), ("cpu", "cpu(0)"), ("cpu(0),cpu(1)", "cpu(0) cpu(1)"), ("cpu(3), cpu(1)", "cpu(3) cpu(1)")],
+)
+def test_contexts_without_a_gpu(no_gpu, spec, devices):
+    assert [str(context) for context in runtime.contexts(spec)] == devices.split()
+
+
+@pytest.mark.parametrize(
+    ("spec", "devices"),
+    [("auto", "gpu(0) gpu(2)"), ("gpu", "gpu(0) gpu(2)"), ("gpu(2)", "gpu(2)"), ("cpu", "cpu(0)")],
+)
+def test_contexts_take_the_gpus_that_mxnet_has_code_for(three_gpus, spec, devices):
+    assert [str(context) for context in runtime.contexts(spec)] == devices.split()
+
+
+def test_a_gpu_without_code_is_refused_before_the_first_kernel(three_gpus):
+    with pytest.raises(InputError, match=r"cannot use gpu\(1\) - usable GPUs: gpu\(0\), gpu\(2\)"):
+        runtime.contexts("gpu(0),gpu(1)")
+
+
+@pytest.mark.parametrize("spec", ["gpu", "gpu(0)", "gpu(0),gpu(1)"])
+def test_a_gpu_that_is_not_there_is_refused(no_gpu, spec):
+    with pytest.raises(InputError, match="GPU"):
+        runtime.contexts(spec)
+
+
+def test_cuda_error_of_mxnet_counts_as_no_gpu(monkeypatch):
+    def fail():
+        raise runtime.mx.MXNetError("no CUDA-capable device is detected")
+
+    monkeypatch.setattr(runtime.mx.context, "num_gpus", fail)
+    assert runtime.contexts("auto") == [runtime.mx.cpu(0)]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", "cuda", "cpu:2", "cpu(0", "cpu(-1)", "gpu0", "cpu(0),", "cpu(0),gpu(0)", "cpu(0),cpu(0)", "CPU", "cpu,cpu"],
+)
+def test_a_bad_spec_is_quoted_with_what_is_allowed(spec):
+    with pytest.raises(InputError) as error:
+        runtime.contexts(spec)
+    assert repr(spec) in str(error.value)
+    assert "'gpu(0),gpu(1)'" in str(error.value)
