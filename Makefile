@@ -20,11 +20,21 @@ train-student: .venv/.installed ## the whole demo job; or one recipe: RECIPE= DA
 ifeq ($(strip $(RECIPE)$(DATA)),)
 	$(VARGFACE) demo $(KEYS)
 else
-	$(VARGFACE) train $(if $(RECIPE),"$(RECIPE)",$(error RECIPE is missing: make train-student RECIPE=recipes/NAME.py DATA=$(DATA))) $(KEYS)
+	$(VARGFACE) train $(if $(RECIPE),"$(RECIPE)",$(error RECIPE is missing: make $@ RECIPE=recipes/NAME.py DATA=$(DATA))) $(KEYS)
 endif
 
-train-teacher: .venv/.installed ## a teacher by a recipe: RECIPE= DATA= OUT= ARGS=
-	$(VARGFACE) train "$(or $(RECIPE),recipes/demo_teacher.py)" $(KEYS)
+ifeq ($(strip $(RECIPE)$(DATA)),)
+train-teacher: DATA = runs/demo/data
+train-teacher: OUT = runs/demo/teacher
+train-teacher: RECIPE = recipes/demo_teacher.py
+train-teacher: runs/demo/data/property
+endif
+train-teacher: .venv/.installed ## the demo's teacher; or one recipe: RECIPE= DATA= OUT= ARGS=
+	$(VARGFACE) train $(if $(RECIPE),"$(RECIPE)",$(error RECIPE is missing: make $@ RECIPE=recipes/NAME.py DATA=$(DATA))) $(KEYS)
+
+# the demo's data set, as `vargface demo` makes it
+runs/demo/data/property: | .venv/.installed
+	$(VARGFACE) synth runs/demo/data --pairs 300
 
 verify: .venv/.installed ## accuracy and TAR@FAR of MODEL=PREFIX,EPOCH on every pack DATA/*.bin
 	$(VARGFACE) verify --model "$(or $(MODEL),$(error MODEL is missing: make verify MODEL=PREFIX,EPOCH DATA=FOLDER))" $(ARGS) \

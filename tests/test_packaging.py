@@ -178,7 +178,7 @@ def built(checkout: Path) -> Path:
     """The same with a `.venv` that counts as built and whose `vargface` prints its arguments, one a line."""
     (checkout / ".venv" / "bin").mkdir(parents=True)
     command = checkout / ".venv" / "bin" / "vargface"
-    command.write_text('#!/bin/sh\nprintf "<%s>\\n" "$@"\nexit ${FAKE_EXIT:-0}\n')
+    command.write_text('#!/bin/sh\nprintf "<%s>\\n" "$@"\n')
     command.chmod(0o755)
     (checkout / ".venv" / ".installed").touch()
     return checkout
@@ -202,6 +202,12 @@ def given(done: subprocess.CompletedProcess[str]) -> list[str]:
             ["train", "r.py", "data=/d d", "teacher=m/t,3", "out=o", "lr=.1"],
         ),
         (["train-teacher", "RECIPE=t.py", "DATA=d"], ["train", "t.py", "data=d"]),
+        (
+            ["train-teacher", "ARGS=lr=.1"],
+            ["synth", "runs/demo/data", "--pairs", "300"]
+            + ["train", "recipes/demo_teacher.py", "data=runs/demo/data", "out=runs/demo/teacher", "lr=.1"],
+        ),
+        (["train-teacher", "OUT=o", "RECIPE=t.py"], ["train", "t.py", "out=o"]),
     ],
 )
 def test_training_doors_pass_on_what_is_given_and_nothing_else(built, call, expected):
@@ -221,7 +227,12 @@ def test_verify_takes_every_pack_of_the_folder(built):
 @needs_make
 @pytest.mark.parametrize(
     ("call", "missing"),
-    [(["train-student", "DATA=d"], "RECIPE"), (["verify", "DATA=d"], "MODEL"), (["verify", "MODEL=m,0"], "DATA")],
+    [
+        (["train-student", "DATA=d"], "RECIPE"),
+        (["train-teacher", "DATA=d"], "RECIPE"),
+        (["verify", "DATA=d"], "MODEL"),
+        (["verify", "MODEL=m,0"], "DATA"),
+    ],
 )
 def test_a_missing_variable_is_named(built, call, missing):
     done = make(built, *call)

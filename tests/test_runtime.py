@@ -149,6 +149,19 @@ def test_the_users_own_setting_wins(site):
     assert site.run("from vargface.runtime import mx", OMP_NUM_THREADS="7").stdout == "7\n"
 
 
+@pytest.mark.parametrize(("own", "seen"), [({}, "AVX2"), ({"DNNL_MAX_CPU_ISA": "AVX512_CORE"}, "AVX512_CORE")])
+def test_training_sets_mkldnn_before_mxnet_is_loaded(site, monkeypatch, own, seen):
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    site.module("mxnet", "import os; print(os.environ.get('DNNL_MAX_CPU_ISA'))")
+    site.distribution("mxnet")
+    use = "from vargface.runtime import mx"
+    assert (
+        site.run(f"import vargface.runtime as runtime; runtime.prepare_for_training(); {use}", **own).stdout
+        == f"{seen}\n"
+    )
+    assert site.run(use).stdout == "None\n"  # inference keeps AVX-512
+
+
 def test_importing_the_module_does_not_import_mxnet(site):
     site.module("mxnet", "raise SystemExit('imported')")
     assert site.run("import vargface.runtime").returncode == 0

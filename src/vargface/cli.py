@@ -129,7 +129,8 @@ def _synth(arguments: argparse.Namespace) -> None:
     from vargface.data.synthetic import contact_sheet, make_dataset
 
     if arguments.sheet:
-        _, encoded = cv2.imencode(".png" if arguments.sheet.endswith(".png") else ".jpg", contact_sheet())
+        sheet = cv2.cvtColor(contact_sheet(), cv2.COLOR_RGB2BGR)
+        _, encoded = cv2.imencode(".png" if arguments.sheet.endswith(".png") else ".jpg", sheet)
         with whole_file(arguments.sheet) as file:
             file.write(encoded.tobytes())
     make_dataset(

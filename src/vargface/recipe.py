@@ -83,6 +83,9 @@ def _checked(key: str, value: Any, where: str) -> Any:
     if type(value) is not type(default):
         kind = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "list": "a list"}
         raise InputError(f"{where}: {key} must be {kind[type(default).__name__]}, e.g. {default!r}, not {value!r}")
+    if isinstance(default, list) and {type(item) for item in value} - {type(default[0]) if default else str}:
+        items = f"whole numbers, e.g. {default!r}" if default else "text, e.g. ['lfw.bin']"
+        raise InputError(f"{where}: {key} must be a list of {items}, not {value!r}")
     return value
 
 
@@ -92,7 +95,8 @@ def _parsed(key: str, text: str) -> Any:
     if isinstance(default, str):
         return text
     if isinstance(default, list) and not text.startswith("["):
-        text = f"[{text}]" if text[:1].isdigit() or not text else repr(text.split(","))
+        # a list that is empty by default holds text (files), which comes without quotes
+        text = f"[{text}]" if default else repr([item for item in text.split(",") if item])
     if isinstance(default, bool):
         text = text.capitalize()
     try:

@@ -28,7 +28,7 @@ from vargface.errors import InputError
 if TYPE_CHECKING:
     import mxnet as mx
 
-__all__ = ["contexts", "flavours", "mx", "preload_cuda"]
+__all__ = ["contexts", "flavours", "mx", "preload_cuda", "prepare_for_training"]
 
 
 def _cores() -> int:
@@ -45,7 +45,7 @@ ENVIRONMENT = {
     # "Subgraph backend MKLDNN is activated" is said at every bind and tells a user nothing
     "MXNET_SUBGRAPH_VERBOSE": "0",
 }
-# The same for a process that trains (`prepare_for_training`). With AVX-512, MKLDNN lays out some of the networks' layers
+# The same for a process that trains (`prepare_for_training`). With AVX-512, MKLDNN lays out some layers of the networks
 # in blocks of 16 channels and some in 8, and what meets both (batch normalisation backward first of all) falls to its
 # reference code, 30 times slower; with AVX2 all blocks are of 8.
 TRAINING_ENVIRONMENT = {"DNNL_MAX_CPU_ISA": "AVX2"}

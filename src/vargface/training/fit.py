@@ -16,7 +16,7 @@ import numpy as np
 from easydict import EasyDict
 from tqdm import tqdm
 
-from vargface.checkpoint import Checkpoint, Params, load_checkpoint
+from vargface.checkpoint import Checkpoint, Params, load_checkpoint, matching
 from vargface.data.iterator import FaceIterator
 from vargface.data.packs import Pack
 from vargface.data.records import FaceRecords
@@ -25,6 +25,7 @@ from vargface.files import make_folder
 from vargface.inference import FrozenNetwork
 from vargface.recipe import network_symbol
 from vargface.runtime import contexts, mx
+from vargface.symbols import angular_distillation
 from vargface.training.log import Means
 from vargface.training.objective import MARGIN_WEIGHT, Objective
 from vargface.training.run_folder import RunFolder
@@ -37,6 +38,7 @@ __all__ = ["train"]
 logger = logging.getLogger(__name__)
 
 VERIFY_BATCH = 32
+IMAGE_SIZE = (112, 112)
 
 
 def train(recipe: EasyDict) -> list[RunFolder]:
@@ -48,12 +50,18 @@ def train(recipe: EasyDict) -> list[RunFolder]:
     _check(recipe)
     records = FaceRecords(recipe.data)
     packs = find_packs(recipe.packs, recipe.data)
+    if records.image_size != IMAGE_SIZE:
+        found, wanted = ("{}x{}".format(*size) for size in (records.image_size, IMAGE_SIZE))
+        raise InputError(f"{recipe.data}: images of {found}, the networks take {wanted} - write the data set anew")
+    FaceIterator(records, recipe.batch_size)  # refuses a batch that the data set does not fill
     network = network_symbol(recipe)
+    objective = _objective(network, recipe, records.num_identities)
     learning_rate_schedule(recipe)
     devices = contexts(recipe.context)
     if recipe.batch_size % len(devices):
         raise InputError(f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts")
     teacher = _teacher(recipe, devices[0])
+    initial = _initial(recipe, network)
     make_folder(recipe.out)
     folders: list[RunFolder] = []
     weights = None
@@ -65,12 +73,12 @@ def train(recipe: EasyDict) -> list[RunFolder]:
             faces: Any = FaceIterator(records, recipe.batch_size, seed=recipe.seed + generation - 1, mirror=recipe.mirror)
             if teacher is not None:
                 faces = TaughtIterator(faces, len(records), teacher)
-            run = _Generation(folder, network, records.num_identities, faces, packs, devices)
-            weights = run.fit(weights or _initial(recipe))
+            run = _Generation(folder, network, objective, faces, packs, devices)
+            weights = run.fit(weights or initial)
         else:
             logger.info("%s: finished already, not run again", folder.path)
             state = folder.load_state()
-            weights = state[1] if state else None
+            weights = state[1] if state else _loaded(folder.model(folder.result["last"]), network)
     return folders
 
 
@@ -79,14 +87,25 @@ def _check(recipe: EasyDict) -> None:
         if not recipe[key]:
             raise InputError(f"{key} is not given - add {key}=FOLDER")
     smallest = {"batch_size": 1, "steps": 1, "generations": 1, "log_every": 1, "verify_every": 1, "embedding_size": 1}
+    smallest.update(seed=0, lr=0, momentum=0, wd=0, warmup_steps=0, alpha=0)
     for key, least in smallest.items():
         if recipe[key] < least:
             raise InputError(f"{key} = {recipe[key]}: must be at least {least}")
     if recipe.optimizer not in ("sgd", "adam"):
         raise InputError(f"optimizer = {recipe.optimizer!r}: must be sgd or adam")
+    forms = angular_distillation.FORMS
+    if recipe.distillation not in forms:
+        raise InputError(f"distillation = {recipe.distillation!r}: must be one of {', '.join(forms)}")
     ramp = recipe.margin_ramp
     if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1]:
         raise InputError(f"margin_ramp = {ramp}: must be two rising step numbers, e.g. [1000, 3000]")
+
+
+def _objective(network: mx.sym.Symbol, recipe: EasyDict, num_classes: int) -> Objective:
+    try:
+        return Objective(network, recipe, num_classes)
+    except ValueError as error:
+        raise InputError(f"recipe: {error}") from error
 
 
 def _teacher(recipe: EasyDict, device: mx.Context) -> FrozenNetwork | None:
@@ -101,12 +120,17 @@ def _teacher(recipe: EasyDict, device: mx.Context) -> FrozenNetwork | None:
     return FrozenNetwork(checkpoint, VERIFY_BATCH, device)
 
 
-def _initial(recipe: EasyDict) -> tuple[Params, Params] | None:
-    if not recipe.init:
-        return None
-    checkpoint = load_checkpoint(recipe.init)
-    logger.info("%s: weights to start from; it has no class centres (fc7), these start anew", recipe.init)
-    return checkpoint.args, checkpoint.auxs
+def _initial(recipe: EasyDict, network: mx.sym.Symbol) -> tuple[Params, Params] | None:
+    return _loaded(recipe.init, network) if recipe.init else None
+
+
+def _loaded(model: str, network: mx.sym.Symbol) -> tuple[Params, Params]:
+    """Return the weights of checkpoint `model`; raises InputError where it is of another network."""
+    checkpoint = load_checkpoint(model)
+    saved = {f"arg:{name}": value for name, value in checkpoint.args.items()}
+    saved.update({f"aux:{name}": value for name, value in checkpoint.auxs.items()})
+    logger.info("%s: weights to start from; it has no class centres (fc7), these start anew", model)
+    return matching(network, saved, model)
 
 
 class _Generation:
@@ -116,7 +140,7 @@ class _Generation:
         self,
         folder: RunFolder,
         network: mx.sym.Symbol,
-        num_classes: int,
+        objective: Objective,
         faces: Any,
         packs: Sequence[Pack],
         devices: list[mx.Context],
@@ -125,7 +149,8 @@ class _Generation:
         self._recipe = recipe = folder.recipe
         self._step, self._number = 0, 0
         self._best: dict[str, Any] = {"number": 0, "score": -1.0, "packs": {}}
-        self._objective = Objective(network, recipe, num_classes)
+        self._objective = objective
+        self._drops = '"op": "Dropout"' in network.tojson()
         self._labels = [*faces.provide_label]
         if MARGIN_WEIGHT in self._objective.label_names:
             self._labels.append(mx.io.DataDesc(MARGIN_WEIGHT, (recipe.batch_size,)))
@@ -149,11 +174,22 @@ class _Generation:
                 if last or self._step % recipe.log_every == 0:
                     self._log(means, bar)
                 if last or self._step % recipe.verify_every == 0:
-                    self._verify_and_save()
-                    means.restart_clock()
+                    with means.clock_stopped():
+                        self._verify_and_save()
         self._faces.close()
         self._folder.finish(self._best, self._number, self._step)
+        return self._params()
+
+    def _params(self) -> tuple[Params, Params]:
+        """Return the weights and the moving statistics after the steps so far."""
+        # batch norm's backward writes the moving statistics without telling the engine: reading them waits for nothing
+        mx.nd.waitall()
         return self._module.get_params()
+
+    @property
+    def _updater(self) -> Any:
+        # with several contexts the optimiser's state is in the store that sums their gradients
+        return self._module._updater or self._module._kvstore._updater
 
     def _start(self, weights: tuple[Params, Params] | None) -> None:
         recipe = self._recipe
@@ -171,14 +207,16 @@ class _Generation:
         options["lr_scheduler"] = learning_rate_schedule(recipe)
         if recipe.optimizer == "sgd":
             options["momentum"] = recipe.momentum
-        self._module.init_optimizer(kvstore=None, optimizer=recipe.optimizer, optimizer_params=options)
+        # used for several contexts only: without it each would go its own way on its part of the batch
+        kvstore = "device" if self._device.device_type == "gpu" else "local"
+        self._module.init_optimizer(kvstore=kvstore, optimizer=recipe.optimizer, optimizer_params=options)
         if state is not None:
             self._resume(state[0], state[2])
 
     def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
         self._step, self._number = place["step"], place["number"]
         self._best = place["best"]
-        self._module._updater.set_states(optimizer)
+        self._updater.set_states(optimizer)
         self._module._optimizer.begin_num_update = self._module._optimizer.num_update = self._step
         self._faces.seek(*divmod(self._step, self._faces.batches_per_epoch))
         logger.info("%s: resumed at step %d", self._folder.path, self._step)
@@ -194,6 +232,9 @@ class _Generation:
             weight = min(max((self._step - first) / max(full - first, 1), 0.0), 1.0)
             batch.label = [*batch.label, mx.nd.full((self._recipe.batch_size,), weight)]
             batch.provide_label = self._labels
+        if self._drops:
+            # what dropout draws follows from the step, so that a resumed run draws the same
+            mx.random.seed((self._recipe.seed * 1_000_003 + self._step) % 2**31)
         self._module.forward_backward(batch)
         self._module.update()
         means.add(self._module.get_outputs())
@@ -207,7 +248,7 @@ class _Generation:
         self._folder.log.write({**place, **row})
 
     def _verify_and_save(self) -> None:
-        args, auxs = params = self._module.get_params()
+        args, auxs = params = self._params()
         if self._verifier is None:
             self._verifier = FrozenNetwork(Checkpoint(self._network, args, auxs, "training"), VERIFY_BATCH, self._device)
         self._verifier.set_params(args, auxs)
@@ -222,4 +263,4 @@ class _Generation:
             self._best = {"number": self._number, "score": score, "packs": packs}
         self._folder.save(self._number, self._network, params, keep={self._best["number"]})
         place = {"step": self._step, "number": self._number, "best": self._best}
-        self._folder.save_state(place, params, self._module._updater.get_states())
+        self._folder.save_state(place, params, self._updater.get_states())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,9 @@ class Means:
         self._kept, self._since = [], now
         return means
 
-    def restart_clock(self) -> None:
-        """Leave out the time that passed up to now (a verification) of the next rate."""
-        self._since = time.perf_counter()
+    @contextlib.contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """Leave the time that the block takes (a verification) out of the rate."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start

@@ -60,8 +60,8 @@ class RunFolder:
         """Write checkpoint `number` and remove the others but those in `keep`; returns "PREFIX,EPOCH"."""
         model = save_checkpoint(self._prefix, number, symbol, *params)
         for file in self.path.glob(f"{self.recipe.role}-*.params"):
-            saved = int(file.stem.rpartition("-")[2])
-            if saved != number and saved not in keep:
+            saved = file.stem[len(self.recipe.role) + 1 :]
+            if saved.isdigit() and int(saved) not in {number, *keep}:
                 file.unlink()
         return model
 

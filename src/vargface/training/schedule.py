@@ -23,6 +23,8 @@ def learning_rate_schedule(recipe: EasyDict) -> mx.lr_scheduler.LRScheduler:
         raise InputError(f"schedule = {recipe.schedule!r}: must be one of {', '.join(SCHEDULES)}")
     if recipe.warmup_steps >= recipe.steps:
         raise InputError(f"warmup_steps = {recipe.warmup_steps}: must be fewer than steps = {recipe.steps}")
+    if recipe.lr_factor > 1:
+        raise InputError(f"lr_factor = {recipe.lr_factor}: must be at most 1")
     if recipe.schedule == "step":
         lr_steps = list(recipe.lr_steps)
         if not lr_steps or lr_steps[0] < 1 or any(later <= sooner for sooner, later in zip(lr_steps, lr_steps[1:])):

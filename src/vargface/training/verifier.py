@@ -15,17 +15,27 @@ from vargface.inference import FrozenNetwork
 
 __all__ = ["find_packs", "mean_accuracy", "verify_packs"]
 
+# of the protocol
+FOLDS = 10
+
 
 def find_packs(packs: Sequence[str], data: str) -> list[Pack]:
     """Return the packs of files `packs` or, where there are none, of every *.bin in folder `data`, by name.
 
-    Raises InputError for a file that is missing or no pack.
+    Raises InputError for a file that is missing, no pack, or has too few pairs, and for two packs of one name.
     """
     files = [Path(pack) for pack in packs] or sorted(Path(data).glob("*.bin"))
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: no such verification pack")
-    return [read_pack(file) for file in files]
+    found = [read_pack(file) for file in files]
+    for file, pack in zip(files, found):
+        # said now, not at the first verification, hours into a training
+        if len(pack.issame) < FOLDS:
+            raise InputError(f"{file}: {len(pack.issame)} pairs, verification needs {FOLDS} or more - add pairs")
+        if sum(other.name == pack.name for other in found) > 1:
+            raise InputError(f"{file}: two packs are called {pack.name} - rename one")
+    return found
 
 
 def verify_packs(network: FrozenNetwork, packs: Sequence[Pack]) -> dict[str, Verification]:
@@ -34,7 +44,7 @@ def verify_packs(network: FrozenNetwork, packs: Sequence[Pack]) -> dict[str, Ver
     total = sum(len(pack.images) for pack in packs)
     with tqdm(total=total, unit="img", desc="verify", leave=False, disable=None) as bar:
         for pack in packs:
-            results[pack.name] = verify_pack(network, pack, batch_size=network.batch_size, on_batch=bar.update)
+            results[pack.name] = verify_pack(network, pack, FOLDS, batch_size=network.batch_size, on_batch=bar.update)
     return results
 
 

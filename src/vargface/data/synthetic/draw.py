@@ -292,11 +292,10 @@ def render(identity: Identity, view: View, rng: np.random.Generator) -> np.ndarr
     flat, turned = pose(points.reshape(3, -1))
     flat, turned = flat.reshape(head.ROWS, head.COLUMNS, 3), turned.reshape(points.shape)
     normal = _normals(turned)
-    colour = tint(identity, view, layout)
-    light = cv2.resize(
-        _shade(normal, view, colour), (head.TEXTURE_WIDTH, head.TEXTURE_HEIGHT), interpolation=cv2.INTER_LINEAR
-    )
-    texture = cv2.multiply(brush.canvas, light, dtype=cv2.CV_8U)
+    # Light in 1/128, one byte each: floats of this size would cost more in memory traffic than in arithmetic.
+    light = np.clip(_shade(normal, view, tint(identity, view, layout)) * 128, 0, 255).astype(np.uint8)
+    light = cv2.resize(light, (head.TEXTURE_WIDTH, head.TEXTURE_HEIGHT), interpolation=cv2.INTER_LINEAR)
+    texture = cv2.multiply(brush.canvas, light, scale=1 / 128)
     canvas = _background(rng)
     _body(canvas, pose, identity, view, layout)
     _splat(canvas, texture, flat[..., :2], normal[2], view)

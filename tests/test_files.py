@@ -1,0 +1,115 @@
+"""Files are whole or absent, whatever stops the writing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+
+import pytest
+
+from vargface.errors import InputError
+from vargface.files import make_folder, whole_file
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 64 KiB; skips where this process may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def file_limit():
+    """Makes the system refuse to let files grow past a size: a full disk that needs no rights."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_whole_file_takes_its_name_at_the_end(tmp_path):
+    path = tmp_path / "a.bin"
+    with whole_file(path) as file:
+        file.write(b"content")
+        assert not path.exists()
+        assert os.path.dirname(file.name) == str(tmp_path)
+    assert path.read_bytes() == b"content"
+    assert os.listdir(tmp_path) == ["a.bin"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_text_mode(tmp_path):
+    with whole_file(tmp_path / "a.txt", "w") as file:
+        file.write("text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt, InputError])
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, stop):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(stop, match="this one"), whole_file(path) as file:
+        file.write(b"half of the n")
+        raise stop("this one")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_missing_folder_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"no/a\.bin: cannot write \(No such file"), whole_file(tmp_path / "no/a.bin"):
+        pass
+
+
+def test_a_folder_in_the_way_is_said(tmp_path):
+    (tmp_path / "a.bin" / "inside").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"a\.bin: cannot write"), whole_file(tmp_path / "a.bin"):
+        pass
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_file(full_disk):
+    with whole_file(full_disk / "a.bin") as file:
+        file.write(b"old")
+    refused = pytest.raises(InputError, match=r"a\.bin: cannot write \(No space left on device\)")
+    with refused, whole_file(full_disk / "a.bin") as file:
+        file.write(bytes(100_000))
+    assert (full_disk / "a.bin").read_bytes() == b"old"
+    assert os.listdir(full_disk) == ["a.bin"]
+
+
+def test_what_fails_only_when_the_buffer_is_flushed_is_said(tmp_path, file_limit):
+    file_limit(10)
+    with pytest.raises(InputError, match=r"a\.bin: cannot write \(File too large\)"), whole_file(
+        tmp_path / "a.bin"
+    ) as file:
+        file.write(bytes(11))
+    assert os.listdir(tmp_path) == []
+
+
+def test_make_folder_makes_the_parents_and_takes_one_that_exists(tmp_path):
+    for _ in range(2):
+        assert make_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+    assert os.listdir(tmp_path / "a" / "b") == []
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_in_the_way_of_a_folder_is_said(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=f"{name}: cannot write there"):
+        make_folder(tmp_path / name)
+
+
+def test_a_folder_that_may_not_be_written_to_is_said():
+    with pytest.raises(InputError, match="cannot write there"):
+        make_folder("/proc/vargface")
+    with pytest.raises(InputError, match="/proc: cannot write there"):
+        make_folder("/proc")

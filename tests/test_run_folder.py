@@ -1,0 +1,216 @@
+"""A run folder: whose run it holds, which checkpoints stay, what training goes on from, and the logs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+from vargface.checkpoint import load_checkpoint
+from vargface.errors import InputError
+from vargface.runtime import mx
+from vargface.training.log import CsvLog, Means
+from vargface.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return tiny.make_recipe(out=tmp_path / "run")
+
+
+@pytest.fixture
+def folder(recipe):
+    return RunFolder(recipe.out, recipe)
+
+
+@pytest.fixture
+def network():
+    return tiny.network()
+
+
+@pytest.fixture
+def params(network):
+    """Weights as a training module has them: with class centres."""
+    args, auxs = tiny.weights(network)
+    return {**args, "fc7_weight": mx.nd.random.normal(shape=(tiny.IDENTITIES, tiny.DIMENSIONS))}, auxs
+
+
+@pytest.fixture
+def file_limit():
+    """Makes the system refuse to let files grow past a size, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def names(folder) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_a_new_folder_holds_the_recipe_as_run(folder, recipe):
+    assert names(folder.path) == ["recipe.json"]
+    assert json.loads((folder.path / "recipe.json").read_text()) == recipe
+    assert folder.result is None
+    assert folder.load_state() is None
+
+
+def test_the_same_recipe_opens_it_again(folder, recipe):
+    assert RunFolder(recipe.out, recipe).path == folder.path
+
+
+def test_another_recipe_is_refused_naming_what_differs(folder, recipe):
+    recipe = tiny.make_recipe(out=recipe.out, lr=0.5, margin_ramp="1,2")
+    with pytest.raises(InputError) as caught:
+        RunFolder(recipe.out, recipe)
+    due = f"{folder.path}: holds a run of another recipe (lr, margin_ramp differ) - choose another out"
+    assert str(caught.value) == due
+    assert names(folder.path) == ["recipe.json"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("out", "moved"),
+        ("data", "elsewhere"),
+        ("packs", "a.bin"),
+        ("context", "cpu"),
+        ("log_every", 7),
+        ("verify_every", 9),
+    ],
+)
+def test_what_says_where_things_are_may_differ(folder, recipe, key, value):
+    RunFolder(folder.path, tiny.make_recipe(**{"out": recipe.out, key: value}))
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "result.json"])
+def test_a_damaged_file_is_said(folder, recipe, name):
+    (folder.path / name).write_text('{"lr": 0.')
+    with pytest.raises(InputError, match=rf"{name}: cannot be read .* - remove it, or choose another out"):
+        _ = RunFolder(recipe.out, recipe).result
+
+
+def test_a_checkpoint_is_ready_for_insightface(folder, network, params):
+    model = folder.save(1, network, params, keep=set())
+    assert model == folder.model(1) == f"{folder.path}/student,1"
+    saved = load_checkpoint(model)
+    assert saved.symbol.list_outputs() == ["fc1_output"]
+    assert set(mx.nd.load(f"{folder.path}/student-0001.params")) == {
+        *(f"arg:{name}" for name in params[0] if name != "fc7_weight"),
+        *(f"aux:{name}" for name in params[1]),
+    }
+    np.testing.assert_array_equal(saved.args["pre_fc1_weight"].asnumpy(), params[0]["pre_fc1_weight"].asnumpy())
+
+
+def test_the_best_and_the_last_checkpoint_stay(folder, network, params):
+    for number, best in [(1, 1), (2, 1), (3, 3), (4, 3), (5, 3)]:
+        folder.save(number, network, params, keep={best})
+        kept = [name for name in names(folder.path) if name.endswith(".params")]
+        assert kept == [f"student-{left:04d}.params" for left in sorted({best, number})]
+
+
+def test_files_of_others_are_left_alone(folder, network, params):
+    others = ["student-undistilled-0001.params", "student-best.params", "teacher-0001.params", "student-0001.onnx"]
+    for other in others:
+        (folder.path / other).write_bytes(b"")
+    folder.save(1, network, params, keep=set())
+    folder.save(2, network, params, keep=set())
+    assert set(others) <= set(names(folder.path))
+    assert "student-0001.params" not in names(folder.path)
+
+
+def test_the_role_names_the_checkpoints(tmp_path, network, params):
+    folder = RunFolder(tmp_path, tiny.make_recipe(out=tmp_path, role="teacher"))
+    folder.save(1, network, params, keep=set())
+    assert names(tmp_path) == ["recipe.json", "teacher-0001.params", "teacher-symbol.json"]
+
+
+def test_a_finished_run_says_which_is_which(folder, recipe):
+    packs = {"lfw": {"accuracy": 0.5, "xnorm": None}}
+    folder.finish({"number": 2, "score": 0.5, "packs": packs}, last=3, step=30)
+    assert RunFolder(recipe.out, recipe).result == {"best": 2, "last": 3, "step": 30, "packs": packs}
+
+
+def state(step: int) -> dict:
+    return {"step": step, "number": 1, "best": {"number": 1, "score": 1 / 3, "packs": {}}}
+
+
+def test_a_state_comes_back_as_it_was(folder, params, recipe):
+    folder.save_state(state(10), params, b"momentum")
+    place, back, optimizer = RunFolder(recipe.out, recipe).load_state()
+    assert (place, optimizer) == (state(10), b"momentum")
+    assert [set(part) for part in back] == [set(part) for part in params]
+    for name, value in tiny.numpy_of(params).items():
+        np.testing.assert_array_equal(tiny.numpy_of(back)[name], value)
+
+
+def test_the_two_newest_states_stay(folder, params):
+    for step in (5, 10, 100, 1000):
+        folder.save_state(state(step), params, str(step).encode())
+    due = [f"{step:08d}.{kind}" for step in (100, 1000) for kind in ("json", "optimizer", "params")]
+    assert names(folder.path / "state") == due
+    assert folder.load_state()[0]["step"] == 1000
+    assert folder.load_state()[2] == b"1000"
+
+
+def test_half_a_state_is_not_looked_at(folder, params):
+    folder.save_state(state(10), params, b"10")
+    for suffix in (".params", ".optimizer"):
+        (folder.path / "state" / f"{20:08d}{suffix}").write_bytes(b"half")
+    assert folder.load_state()[0] == state(10)
+
+
+@pytest.mark.parametrize("size", [100, 4000])
+def test_no_space_for_a_state_is_said_and_the_one_before_it_stays(folder, params, file_limit, size):
+    folder.save_state(state(10), params, b"10")
+    before = names(folder.path / "state")
+    file_limit(size)
+    with pytest.raises(InputError, match=r"00000020\.params: .*free space or choose another place"):
+        folder.save_state(state(20), params, b"20")
+    assert names(folder.path / "state") == before
+    assert folder.load_state()[0] == state(10)
+
+
+def test_no_space_for_a_checkpoint_leaves_the_one_before_it(folder, network, params, file_limit):
+    folder.save(1, network, params, keep=set())
+    before = names(folder.path)
+    file_limit(100)
+    with pytest.raises(InputError, match="free space"):
+        folder.save(2, network, params, keep=set())
+    assert names(folder.path) == before
+    load_checkpoint(folder.model(1))
+
+
+def test_a_log_has_one_header_however_often_it_is_opened(tmp_path):
+    for step in (1, 2):
+        CsvLog(tmp_path / "log.csv").write({"step": step, "loss": step / 3, "pack": "a,b"})
+    with open(tmp_path / "log.csv", newline="") as file:
+        assert list(csv.reader(file)) == [["step", "loss", "pack"], ["1", "0.333333", "a,b"], ["2", "0.666667", "a,b"]]
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"log\.csv: cannot write \(No such file"):
+        CsvLog(tmp_path / "gone" / "log.csv").write({"step": 1})
+
+
+def test_means_are_over_samples_and_steps_since_the_last_look(monkeypatch):
+    clock = iter([0.0, 2.0, 7.0, 8.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    means = Means(["loss", "norm"], batch_size=2)
+    reused = mx.nd.zeros((2,))
+    for value in (1, 3):  # the executor writes every step's output into the same array
+        reused[:] = value
+        means.add([reused, mx.nd.array([value, 0])])
+    assert means.take() == {"loss": 2.0, "norm": 1.0, "images_per_second": 2 * 2 / 2.0}
+    means.add([mx.nd.ones((2,)), mx.nd.ones((2,))])
+    means.restart_clock()
+    assert means.take() == {"loss": 1.0, "norm": 1.0, "images_per_second": 2 / 1.0}

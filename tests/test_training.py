@@ -1,0 +1,574 @@
+"""Training from end to end on two dozen images: what is learned, what is left behind, and what goes on from it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import tiny
+
+from vargface.checkpoint import load_checkpoint, save_checkpoint
+from vargface.data.packs import read_pack
+from vargface.errors import InputError
+from vargface.inference import FrozenNetwork
+from vargface.recipe import network_symbol
+from vargface.runtime import mx
+from vargface.training import fit
+from vargface.training.fit import train
+from vargface.training.report import result_of
+from vargface.training.run_folder import RunFolder
+from vargface.training.schedule import learning_rate_schedule
+from vargface.training.verifier import find_packs, verify_packs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return tiny.make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def make(data, tmp_path, monkeypatch):
+    """Makes recipes of a tiny network on the tiny data set, into tmp_path/run."""
+    monkeypatch.setattr(fit, "network_symbol", lambda recipe: tiny.network())
+
+    def recipe(**keys):
+        return tiny.make_recipe(**{"data": data, "out": tmp_path / "run", "steps": 4, **keys})
+
+    return recipe
+
+
+@pytest.fixture
+def without_norm(make, monkeypatch):
+    """Like `make`, with a network in which no sample of a batch sees another."""
+    monkeypatch.setattr(fit, "network_symbol", lambda recipe: tiny.network(norm=False))
+    return make
+
+
+@pytest.fixture
+def with_dropout(make, monkeypatch):
+    """Like `make`, with dropout before the network's last layer."""
+
+    def network(recipe):
+        hidden = tiny.network().get_internals()["relu1_output"]
+        hidden = mx.sym.Dropout(mx.sym.Flatten(hidden), p=0.4, name="dropout0")
+        return mx.sym.FullyConnected(hidden, num_hidden=tiny.DIMENSIONS, name="fc1")
+
+    monkeypatch.setattr(fit, "network_symbol", network)
+    return make
+
+
+def state(folder: RunFolder) -> dict[str, np.ndarray]:
+    """All weights after the last step, class centres and moving statistics included."""
+    return tiny.numpy_of(folder.load_state()[1])
+
+
+def equal(one: dict, other: dict) -> None:
+    """Equal to the last bit."""
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def rows(path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(folder: RunFolder, name: str) -> list[float]:
+    return [float(row[name]) for row in rows(folder.path / "log.csv")]
+
+
+def optimizer_state(folder: RunFolder) -> list[np.ndarray]:
+    """The optimiser's arrays, in the order of the parameters."""
+    found = pickle.loads(folder.load_state()[2])
+    flat = (entry if isinstance(entry, tuple) else (entry,) for _, entry in sorted(found.items()))
+    return [array.asnumpy() for arrays in flat for array in arrays]
+
+
+def interrupt(monkeypatch, at: int, generation: int = 1) -> None:
+    """Let Ctrl-C come before step `at` + 1 of a generation."""
+    whole = fit._Generation._train_step
+
+    def step(self, means):
+        if self._step == at and (self._folder.path.name == f"gen-{generation}") == (generation > 1):
+            monkeypatch.setattr(fit._Generation, "_train_step", whole)
+            raise KeyboardInterrupt
+        whole(self, means)
+
+    monkeypatch.setattr(fit._Generation, "_train_step", step)
+
+
+# --- what is learned
+
+
+def test_both_losses_fall_and_the_student_nears_the_teacher(make, teacher):
+    (folder,) = train(make(teacher=teacher, steps=40, lr=0.05, log_every=10))
+    for name in ("margin_loss", "distillation_loss"):
+        losses = column(folder, name)
+        assert losses[-1] < 0.8 * losses[0], (name, losses)
+    cosines = column(folder, "teacher_cosine")
+    assert cosines[-1] > cosines[0] + 0.2, cosines
+    assert column(folder, "train_accuracy")[-1] > 0.4
+
+
+def test_a_teacher_is_trained_by_the_same_loop(make):
+    (folder,) = train(make(role="teacher", steps=30, lr=0.05, log_every=10))
+    assert column(folder, "margin_loss")[-1] < 0.8 * column(folder, "margin_loss")[0]
+    assert "distillation_loss" not in rows(folder.path / "log.csv")[0]
+    assert load_checkpoint(f"{folder.path}/teacher,1").embedding_size == tiny.DIMENSIONS
+
+
+def test_the_teacher_is_the_same_after_training_as_before(make, teacher, monkeypatch):
+    made = []
+
+    class Watched(FrozenNetwork):
+        def __init__(self, checkpoint, *rest):
+            super().__init__(checkpoint, *rest)
+            made.append((self, checkpoint.source))
+
+    monkeypatch.setattr(fit, "FrozenNetwork", Watched)
+    prefix = teacher.partition(",")[0]
+    before = open(f"{prefix}-0003.params", "rb").read()
+    due = tiny.numpy_of(tuple(load_checkpoint(teacher)[1:3]))
+    train(make(teacher=teacher))
+    (network,) = (network for network, source in made if source == teacher)
+    mx.nd.waitall()
+    equal({name: array[0].asnumpy() for name, array in executor_arrays(network._module)}, due)
+    assert open(f"{prefix}-0003.params", "rb").read() == before
+
+
+def executor_arrays(module):
+    """(name, arrays by context) of a bound module, as its executors hold them now."""
+    group = module._exec_group
+    return [*zip(group.param_names, group.param_arrays), *zip(group.aux_names, group.aux_arrays)]
+
+
+def test_training_starts_as_the_authors_advise(make):
+    (folder,) = train(make(steps=1, lr=0))
+    found = state(folder)
+    assert set(found["relu1_gamma"]) == {0.25}
+    assert set(found["bn1_gamma"]) == {1}
+    assert set(found["bn1_beta"]) == {0}
+    deviation = np.sqrt(2 / (8 * 3 * 3))  # Xavier, gaussian, fan-out, magnitude 2
+    assert found["conv1_weight"].std() == pytest.approx(deviation, rel=0.2)
+    assert found["fc7_weight"].std() == pytest.approx(0.01, rel=0.3)
+
+
+def test_the_rate_logged_is_the_schedules(make):
+    recipe = make(steps=6, log_every=1, warmup_steps=2)
+    (folder,) = train(recipe)
+    schedule = learning_rate_schedule(recipe)
+    assert column(folder, "lr") == pytest.approx([schedule(step) for step in range(1, 7)], rel=1e-5)
+    assert [row["step"] for row in rows(folder.path / "log.csv")] == list("123456")
+
+
+def test_the_first_update_is_the_rate_times_the_mean_gradient(without_norm, tmp_path, monkeypatch):
+    gradients = {}
+    whole = mx.mod.Module.update
+
+    def update(self):
+        gradients.update(
+            {name: arrays[0].asnumpy() for name, arrays in zip(self._param_names, self._exec_group.grad_arrays)}
+        )
+        whole(self)
+
+    monkeypatch.setattr(mx.mod.Module, "update", update)
+    keys = {"steps": 1, "wd": 0, "schedule": "step"}
+    before = state(train(without_norm(**keys, lr=0, out=tmp_path / "before"))[0])
+    after = state(train(without_norm(**keys, lr=0.5, out=tmp_path / "after"))[0])
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(after[name], before[name] - 0.5 * gradient / 4, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_weight_decay_is_on_weights_and_gammas_alone(make, tmp_path):
+    keys = {"steps": 1, "schedule": "step", "lr": 0.1}
+    start = state(train(make(**keys | {"lr": 0}, out=tmp_path / "start"))[0])
+    without = state(train(make(**keys, wd=0, out=tmp_path / "without"))[0])
+    decayed = state(train(make(**keys, wd=0.5, out=tmp_path / "with"))[0])
+    seen = {"weight": 0, "gamma": 0, "bias": 0, "beta": 0}
+    for name, was in start.items():
+        kind = name.rpartition("_")[2]
+        if kind not in seen:
+            continue  # moving statistics
+        seen[kind] += 1
+        due = -0.1 * 0.5 * was if kind in ("weight", "gamma") else np.zeros_like(was)
+        np.testing.assert_allclose(decayed[name] - without[name], due, atol=1e-6, err_msg=name)
+    assert all(seen.values())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_others(make, tmp_path):
+    first, again, other = (
+        train(make(out=tmp_path / out, seed=seed))[0] for out, seed in [("a", 3), ("b", 3), ("c", 4)]
+    )
+    equal(state(first), state(again))
+    assert np.abs(state(first)["conv1_weight"] - state(other)["conv1_weight"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_two_contexts_learn_what_one_does(without_norm, teacher, tmp_path, optimizer):
+    keys = {"teacher": teacher, "steps": 5, "verify_every": 3, "margin_ramp": "1,3", "optimizer": optimizer, "lr": 0.01}
+    one = train(without_norm(**keys, context="cpu", out=tmp_path / "one"))[0]
+    two = train(without_norm(**keys, context="cpu(0),cpu(1)", out=tmp_path / "two"))[0]
+    for name, value in state(one).items():
+        np.testing.assert_allclose(
+            state(two)[name], value, rtol=1e-3, atol=1e-4 * np.abs(value).max() + 1e-7, err_msg=name
+        )
+    for name in ("margin_loss", "distillation_loss", "embedding_norm"):
+        assert column(two, name) == pytest.approx(column(one, name), rel=1e-3)
+
+
+def test_two_contexts_hold_the_same_weights(make, monkeypatch):
+    kept = []
+    whole = fit._Generation._verify_and_save
+
+    def look(self):
+        mx.nd.waitall()
+        kept.extend(executor_arrays(self._module))
+        whole(self)
+
+    monkeypatch.setattr(fit._Generation, "_verify_and_save", look)
+    train(make(context="cpu(0),cpu(1)", steps=3))
+    shared = [(name, arrays) for name, arrays in kept if "moving" not in name]
+    assert len(shared) > 5
+    for name, (first, second) in shared:
+        np.testing.assert_array_equal(first.asnumpy(), second.asnumpy(), err_msg=name)
+
+
+# --- what is left behind
+
+
+def test_a_run_folder(make, data):
+    (folder,) = train(make(steps=5, verify_every=2, log_every=2))
+    due = ["log.csv", "recipe.json", "result.json", "state", "student-0003.params", "student-symbol.json"]
+    found = sorted(os.listdir(folder.path))
+    assert [name for name in found if name in due] == due
+    assert all(name.startswith("student-000") for name in set(found) - {*due, "verification.csv"})
+    assert [row["step"] for row in rows(folder.path / "log.csv")] == ["2", "4", "5"]
+    places = [(row["step"], row["number"], row["pack"]) for row in rows(folder.path / "verification.csv")]
+    assert places == [("2", "1", "pairs"), ("4", "2", "pairs"), ("5", "3", "pairs")]
+    assert folder.result["last"] == 3
+    assert folder.result["step"] == 5
+
+
+def test_the_figures_are_those_of_the_checkpoint_that_is_kept(make, data):
+    (folder,) = train(make(steps=4, verify_every=2))
+    result = folder.result
+    network = FrozenNetwork(load_checkpoint(folder.model(result["best"])))
+    again = verify_packs(network, find_packs([], str(data)))
+    assert result["packs"] == {name: pytest.approx(found.as_dict(), nan_ok=True) for name, found in again.items()}
+    row = result_of(folder)
+    assert (row.name, row.checkpoint, row.packs) == ("run", folder.model(result["best"]), again)
+    assert row.params == sum(value.size for value in load_checkpoint(row.checkpoint).args.values())
+
+
+def test_the_best_is_the_latest_of_the_highest_accuracy_over_all_packs(make, data, monkeypatch):
+    class Figures(dict):
+        accuracy = accuracy_std = tar = far = xnorm = 0.0
+
+        def as_dict(self):
+            return {"accuracy": self.accuracy}
+
+    def results(first, second):
+        found = {"a": Figures(), "b": Figures()}
+        found["a"].accuracy, found["b"].accuracy = first, second
+        return found
+
+    scores = iter([(0.5, 0.5), (0.9, 0.4), (0.6, 0.7), (0.99, 0.1)])
+    monkeypatch.setattr(fit, "verify_packs", lambda network, packs: results(*next(scores)))
+    (folder,) = train(make(steps=4, verify_every=1))
+    assert folder.result == {"best": 3, "last": 4, "step": 4, "packs": {"a": {"accuracy": 0.6}, "b": {"accuracy": 0.7}}}
+    assert sorted(path.name for path in folder.path.glob("*.params")) == ["student-0003.params", "student-0004.params"]
+
+
+def test_without_packs_the_last_is_the_best(make, data, monkeypatch):
+    monkeypatch.setattr(fit, "find_packs", lambda packs, data: [])
+    (folder,) = train(make(steps=4, verify_every=2))
+    assert folder.result == {"best": 2, "last": 2, "step": 4, "packs": {}}
+
+
+def test_packs_can_be_named(make, tmp_path):
+    pack = tiny.make_pack(tmp_path / "other.bin", pairs=12)
+    (folder,) = train(make(packs=pack))
+    assert list(folder.result["packs"]) == ["other"]
+    assert folder.result["packs"]["other"]["pairs"] == 12
+
+
+def test_a_narrow_vargfacenet_loads_as_insightface_loads_it(data, tmp_path, teacher):
+    recipe = tiny.make_recipe(data=data, out=tmp_path / "run", teacher=teacher, multiplier=0.25, steps=2)
+    (folder,) = train(recipe)
+    symbol, args, auxs = mx.model.load_checkpoint(f"{folder.path}/student", 1)
+    assert symbol.list_outputs() == ["fc1_output"]
+    assert not [name for name in args if name.startswith("fc7")]
+    assert symbol.tojson() == network_symbol(recipe).tojson()  # the network, not the form it is trained in
+    module = mx.mod.Module(symbol.get_internals()["fc1_output"], label_names=None)
+    module.bind([("data", (2, 3, 112, 112))], for_training=False)
+    module.set_params(args, auxs)
+    images = read_pack(data / "pairs.bin").decode(0, 2).astype(np.float32)
+    module.forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
+    embeddings = module.get_outputs()[0].asnumpy()
+    assert embeddings.shape == (2, tiny.DIMENSIONS)
+    np.testing.assert_allclose(
+        FrozenNetwork(load_checkpoint(folder.model(1)))(images), embeddings, rtol=1e-3, atol=1e-3
+    )
+    equal(
+        {name: value for name, value in state(folder).items() if name in args},
+        {k: v.asnumpy() for k, v in args.items()},
+    )
+
+
+# --- generations
+
+
+def test_a_generation_starts_from_the_last_weights_of_the_one_before_it(make, teacher):
+    first, second = train(make(teacher=teacher, generations=2, steps=6, lr=0.05, log_every=1, scale=4))
+    assert second.path == first.path / "gen-2"
+    nothing_learned = train(make(teacher=teacher, generations=2, steps=1, lr=0, out=first.path.parent / "still"))
+    learned = [folder.load_state()[1][0] for folder in nothing_learned]
+    equal(*({name: value.asnumpy() for name, value in args.items()} for args in learned))
+    assert column(second, "teacher_cosine")[0] > column(first, "teacher_cosine")[0]
+
+
+def test_each_generation_has_its_own_verified_checkpoint(make, teacher):
+    folders = train(make(teacher=teacher, generations=3))
+    assert [folder.path.name for folder in folders] == ["run", "gen-2", "gen-3"]
+    for folder in folders:
+        assert folder.result["packs"]["pairs"]["pairs"] == 10
+        assert folder.result["best"] == 1
+        load_checkpoint(folder.model(1))
+    first, second, third = map(state, folders)
+    assert np.abs(first["conv1_weight"] - second["conv1_weight"]).max() > 1e-5
+    assert np.abs(second["conv1_weight"] - third["conv1_weight"]).max() > 1e-5
+
+
+def test_a_generation_goes_over_the_data_in_another_order(make, teacher, monkeypatch):
+    seeds = []
+    whole = fit.FaceIterator
+    monkeypatch.setattr(
+        fit,
+        "FaceIterator",
+        lambda records, size, **keys: seeds.append(keys.get("seed")) or whole(records, size, **keys),
+    )
+    train(make(teacher=teacher, generations=2, seed=5, steps=1))
+    assert [seed for seed in seeds if seed is not None] == [5, 6]
+
+
+def test_a_generation_whose_forerunner_has_lost_its_state_starts_from_the_checkpoint(make, teacher):
+    recipe = make(teacher=teacher, generations=2, steps=2)
+    first, second = train(recipe)
+    learned = state(first)
+    for folder in (first.path / "state", second.path / "state"):
+        for file in folder.iterdir():
+            file.unlink()
+    (second.path / "result.json").unlink()
+    second.log._path.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        starts = []
+        whole = fit._Generation._start
+        patch.setattr(fit._Generation, "_start", lambda self, weights: starts.append(weights) or whole(self, weights))
+        train(recipe)
+    (start,) = starts
+    found = tiny.numpy_of(start)
+    assert "fc7_weight" not in found
+    equal(found, {name: learned[name] for name in found})
+
+
+# --- going on
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "adam", "lr": 0.01},
+        {"schedule": "step", "lr_steps": "3,7,9"},
+        {"schedule": "poly", "warmup_steps": 6},
+        {"distil": True, "margin_ramp": "2,7"},
+    ],
+)
+def test_a_resumed_run_ends_in_the_same_weights(make, teacher, tmp_path, monkeypatch, keys):
+    if keys.pop("distil", False):
+        keys["teacher"] = teacher
+    keys = {"steps": 11, "verify_every": 4, "log_every": 1, **keys}  # the state at step 8 is past the first epoch of 6
+    (straight,) = train(make(**keys, out=tmp_path / "straight"))
+    for at in (2, 6, 10):
+        interrupt(monkeypatch, at)
+        with pytest.raises(KeyboardInterrupt):
+            train(make(**keys))
+        assert RunFolder(tmp_path / "run", make(**keys)).result is None
+    (resumed,) = train(make(**keys))
+    equal(state(resumed), state(straight))
+    for one, other in zip(optimizer_state(resumed), optimizer_state(straight)):
+        np.testing.assert_array_equal(one, other)
+    assert resumed.result == straight.result
+    assert rows(resumed.path / "log.csv")[-1]["margin_loss"] == rows(straight.path / "log.csv")[-1]["margin_loss"]
+
+
+def test_a_resumed_run_drops_the_same(with_dropout, tmp_path, monkeypatch):
+    keys = {"steps": 6, "verify_every": 2}
+    (straight,) = train(with_dropout(**keys, out=tmp_path / "straight"))
+    interrupt(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(with_dropout(**keys))
+    (resumed,) = train(with_dropout(**keys))
+    equal(state(resumed), state(straight))
+
+
+def test_dropout_draws_anew_each_step(with_dropout, tmp_path):
+    one, other = (train(with_dropout(steps=3, seed=seed, out=tmp_path / str(seed)))[0] for seed in (0, 1))
+    assert np.abs(state(one)["fc1_weight"] - state(other)["fc1_weight"]).max() > 1e-4
+
+
+def test_resuming_in_a_later_generation_leaves_the_first_alone(make, teacher, tmp_path, monkeypatch):
+    keys = {"teacher": teacher, "generations": 2, "steps": 5, "verify_every": 2}
+    straight = train(make(**keys, out=tmp_path / "straight"))
+    interrupt(monkeypatch, 3, generation=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(**keys))
+    before = (tmp_path / "run" / "student-0003.params").stat().st_mtime_ns
+    resumed = train(make(**keys))
+    assert (tmp_path / "run" / "student-0003.params").stat().st_mtime_ns == before
+    for one, other in zip(resumed, straight):
+        equal(state(one), state(other))
+
+
+def test_an_interruption_before_the_first_state_starts_again(make, tmp_path, monkeypatch):
+    (straight,) = train(make(out=tmp_path / "straight"))
+    interrupt(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(make())
+    equal(state(train(make())[0]), state(straight))
+
+
+def test_a_run_killed_after_its_last_state_is_only_finished(make, monkeypatch):
+    recipe = make()
+    (folder,) = train(recipe)
+    result, weights = folder.result, state(folder)
+    (folder.path / "result.json").unlink()
+    interrupt(monkeypatch, recipe.steps)
+    (again,) = train(recipe)
+    assert again.result == result
+    equal(state(again), weights)
+
+
+def test_a_finished_run_is_not_run_again(make, teacher, monkeypatch):
+    recipe = make(teacher=teacher, generations=2)
+    folders = train(recipe)
+    before = {path: path.stat().st_mtime_ns for path in folders[0].path.rglob("*")}
+
+    def never(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(fit, "_Generation", never)
+    again = train(recipe)
+    assert [folder.path for folder in again] == [folder.path for folder in folders]
+    assert [folder.result for folder in again] == [folder.result for folder in folders]
+    assert {path: path.stat().st_mtime_ns for path in folders[0].path.rglob("*")} == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(make):
+    (folder,) = train(make())
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+    with pytest.raises(InputError, match=r"run: holds a run of another recipe \(lr, m2 differ\) - choose another out"):
+        train(make(lr=0.5, m2=0.2))
+    assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+
+
+# --- weights to start from
+
+
+def test_init_gives_the_weights(make, teacher):
+    (folder,) = train(make(init=teacher, lr=0, steps=1))
+    learned = tiny.numpy_of((load_checkpoint(teacher).args, {}))
+    equal({name: state(folder)[name] for name in learned}, learned)
+    assert state(folder)["fc7_weight"].std() == pytest.approx(0.01, rel=0.3)
+
+
+def test_init_of_another_network_is_refused(make, tmp_path):
+    network = tiny.network(norm=False)
+    model = save_checkpoint(tmp_path / "other", 1, network, *tiny.weights(network))
+    with pytest.raises(InputError, match=r"other,1: lacks parameter bn1_gamma \(8,\)"):
+        train(make(init=model))
+    assert not (tmp_path / "run").exists()
+
+
+# --- what is refused before anything is written
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"data": ""}, "data is not given - add data=FOLDER"),
+        ({"out": ""}, "out is not given - add out=FOLDER"),
+        ({"batch_size": 0}, "batch_size = 0: must be at least 1"),
+        ({"steps": 0}, "steps = 0: must be at least 1"),
+        ({"seed": -1}, "seed = -1: must be at least 0"),
+        ({"lr": -0.1}, "lr = -0.1: must be at least 0"),
+        ({"alpha": -1}, "alpha = -1.0: must be at least 0"),
+        ({"warmup_steps": -1}, "warmup_steps = -1: must be at least 0"),
+        ({"optimizer": "sdg"}, "optimizer = 'sdg': must be sgd or adam"),
+        ({"schedule": "linear"}, "schedule = 'linear': must be one of"),
+        ({"distillation": "l2"}, "distillation = 'l2': must be one of angular, shrink, cosine"),
+        ({"margin_ramp": "5"}, "margin_ramp = [5]: must be two rising step numbers"),
+        ({"margin_ramp": "5,1"}, "margin_ramp = [5, 1]: must be two rising step numbers"),
+        ({"scale": 0}, "recipe: scale = 0.0: must be greater than 0"),
+        ({"m2": 4}, "recipe: m2 = 4.0: an angle in radians"),
+        ({"context": "tpu"}, "context 'tpu': give"),
+        ({"context": "cpu(0),cpu(1),cpu(2)"}, "batch_size = 4: must be a multiple of the 3 contexts"),
+        ({"init": "nowhere/model,1"}, "nowhere/model-symbol.json: no such file"),
+        ({"teacher": "nowhere/model,1"}, "nowhere/model-symbol.json: no such file"),
+        ({"packs": "nowhere.bin"}, "nowhere.bin: no such verification pack"),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_refused_before_anything_is_written(make, tmp_path, keys, message):
+    with pytest.raises(InputError) as caught:
+        train(make(**keys))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_batch_larger_than_the_data_set_is_refused_and_may_be_mended(make, tmp_path):
+    with pytest.raises(InputError, match="24 images are fewer than a batch of 25"):
+        train(make(batch_size=25))
+    assert os.listdir(tmp_path) == []
+    train(make(batch_size=24, steps=1))
+
+
+def test_images_of_another_size_are_refused(make, tmp_path, monkeypatch, data):
+    for name in ("train.rec", "train.idx"):
+        (tmp_path / name).write_bytes((data / name).read_bytes())
+    (tmp_path / "property").write_text("4,96,112")
+    with pytest.raises(InputError, match=r"images of 96x112, the networks take 112x112"):
+        train(make(data=tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pack_too_small_to_verify_on_is_refused_before_training(make, tmp_path):
+    pack = tiny.make_pack(tmp_path / "few.bin", pairs=9)
+    with pytest.raises(InputError, match=r"few\.bin: 9 pairs, verification needs 10 or more"):
+        train(make(packs=pack))
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_packs_of_one_name_are_refused(make, tmp_path):
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(str(tiny.make_pack(tmp_path / folder / "lfw.bin")))
+    with pytest.raises(InputError, match=r"a/lfw\.bin: two packs are called lfw"):
+        train(make(packs=",".join(paths)))
+
+
+def test_a_recipe_is_kept_as_it_was_run(make):
+    recipe = make(lr=0.125)
+    (folder,) = train(recipe)
+    assert json.loads((folder.path / "recipe.json").read_text())["lr"] == 0.125
