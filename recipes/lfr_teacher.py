@@ -1,10 +1,10 @@
-"""The teacher for the LFR challenge: LResNet100E-IR with ArcFace on ms1m-retinaface (93,431 identities, 5,179,510 images).
+"""The teacher for the LFR challenge: LResNet100E-IR, ArcFace, ms1m-retinaface (93,431 identities, 5,179,510 images).
 
     make train-teacher RECIPE=recipes/lfr_teacher.py DATA=faces_ms1m-retinaface OUT=runs/lfr-teacher
 
-Hardware and time: not yet run. It needs GPUs: at batch 512 a step is 512 x 24.17 GFLOPs forward, three times that with
-backward, 37 TFLOPs; 240,000 steps are 512 x 240,000 / 5,179,510 = 23.7 epochs. The schedule is InsightFace's default for
-a batch of 512; the authors' own is not published.
+Hardware and time: not yet run. It needs GPUs: at batch 512 a step is 512 x 24.17 GFLOPs forward, three times that
+with backward, 37 TFLOPs; 240,000 steps are 512 x 240,000 / 5,179,510 = 23.7 epochs. The schedule is InsightFace's
+default for a batch of 512; the authors' own is not published.
 Result: not yet run. Published for r100 with ArcFace by the challenge: TPR 0.80312 at FPR 1e-8 (baseline r100fc).
 """
 

@@ -35,7 +35,7 @@ def embedding_layer(data: mx.sym.Symbol, embedding_size: int, *, fix_gamma: bool
     """Return the embedding `fc1` (N, embedding_size): flatten, `pre_fc1`, batch normalisation.
 
     The flatten changes no parameter. Without it MXNet 1.9.1 hands the fully connected layer a blocked MKLDNN array, and
-    the second forward pass of a bound graph raises on two threads (SPEC section 8, IsMKLDNNData).
+    the second forward pass of a bound graph raises on two threads ("IsMKLDNNData").
     """
     data = mx.sym.Flatten(data, name="flatten")
     data = mx.sym.FullyConnected(data, num_hidden=embedding_size, name="pre_fc1")

@@ -1,4 +1,4 @@
-"""LResNet-E-IR, the teacher: InsightFace's `fresnet` in its form "unit 3, input 1, output E" (arXiv 1801.07698, section 3.2).
+"""LResNet-E-IR, the teacher: InsightFace's `fresnet`, "unit 3, input 1, output E" (arXiv 1801.07698, section 3.2).
 
 Challenge FLOPs (512-d, output E): 34 layers 8.914 G, 50 layers 12.613 G, 100 layers 24,169,929,728; tests assert them.
 """

@@ -44,7 +44,7 @@ def _pointwise_conv(data, out_channels: int, name: str, *, no_bias: bool = True)
 
 
 def _separable(data, in_channels: int, out_channels: int, name: str, *, factor: int, stride: int = 1, act: bool):
-    """3x3 group convolution to `in_channels * factor`, BN, PReLU, then 1x1 to `out_channels`, BN and, with `act`, PReLU."""
+    """3x3 group convolution to `in_channels * factor`, BN, PReLU, 1x1 to `out_channels`, BN and, with `act`, PReLU."""
     depthwise, pointwise = f"{name}_conv2d_depthwise", f"{name}_conv2d_pointwise"
     data = _group_conv(data, in_channels, in_channels * factor, depthwise, kernel=3, stride=stride, pad=1)
     data = prelu(batch_norm(data, f"{depthwise}_bn"), f"{depthwise}_act")

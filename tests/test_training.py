@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,13 +138,13 @@ def test_the_teacher_is_the_same_after_training_as_before(make, teacher, monkeyp
 
     monkeypatch.setattr(fit, "FrozenNetwork", Watched)
     prefix = teacher.partition(",")[0]
-    before = open(f"{prefix}-0003.params", "rb").read()
+    before = Path(f"{prefix}-0003.params").read_bytes()
     due = tiny.numpy_of(tuple(load_checkpoint(teacher)[1:3]))
     train(make(teacher=teacher))
     (network,) = (network for network, source in made if source == teacher)
     mx.nd.waitall()
     equal({name: array[0].asnumpy() for name, array in executor_arrays(network._module)}, due)
-    assert open(f"{prefix}-0003.params", "rb").read() == before
+    assert Path(f"{prefix}-0003.params").read_bytes() == before
 
 
 def executor_arrays(module):
@@ -282,10 +283,15 @@ def test_the_best_is_the_latest_of_the_highest_accuracy_over_all_packs(make, dat
         found["a"].accuracy, found["b"].accuracy = first, second
         return found
 
-    scores = iter([(0.5, 0.5), (0.9, 0.4), (0.6, 0.7), (0.99, 0.1)])
+    scores = iter([(0.5, 0.5), (0.75, 0.5), (0.5, 0.75), (1.0, 0.125)])
     monkeypatch.setattr(fit, "verify_packs", lambda network, packs: results(*next(scores)))
     (folder,) = train(make(steps=4, verify_every=1))
-    assert folder.result == {"best": 3, "last": 4, "step": 4, "packs": {"a": {"accuracy": 0.6}, "b": {"accuracy": 0.7}}}
+    assert folder.result == {
+        "best": 3,
+        "last": 4,
+        "step": 4,
+        "packs": {"a": {"accuracy": 0.5}, "b": {"accuracy": 0.75}},
+    }
     assert sorted(path.name for path in folder.path.glob("*.params")) == ["student-0003.params", "student-0004.params"]
 
 

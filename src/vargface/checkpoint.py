@@ -107,7 +107,9 @@ def matching(symbol: mx.sym.Symbol, saved: Params, source: str) -> tuple[Params,
                 continue
             value = saved.get(f"{kind}:{name}", saved.get(f"{kind}:{OLD_NAMES.get(name, name)}"))
             if value is None:
-                raise InputError(f"{source}: lacks parameter {name} {shape} - is it of another network than the symbol?")
+                raise InputError(
+                    f"{source}: lacks parameter {name} {shape} - is it of another network than the symbol?"
+                )
             if value.shape != shape:
                 raise InputError(f"{source}: parameter {name} is {value.shape}, the symbol needs {shape}")
             into[name] = value
@@ -137,7 +139,9 @@ def write_params(path: str | Path, params: Params) -> None:
         try:
             mx.nd.save(file.name, params)
         except mx.MXNetError as error:
-            raise InputError(f"{path}: cannot write ({_first_line(error)}) - free space or choose another place") from error
+            raise InputError(
+                f"{path}: cannot write ({_first_line(error)}) - free space or choose another place"
+            ) from error
         if os.fstat(file.fileno()).st_size < payload:
             raise InputError(f"{path}: only part of it could be written - free space or choose another place")
 

@@ -156,4 +156,6 @@ def _flops(arguments: argparse.Namespace) -> None:
     if arguments.layers:
         print(layer_table(cost))
     print(f"challenge FLOPs {cost.flops:,}   MACs {cost.macs:,}")
-    print(f"learnable parameters {cost.params:,}   payload {cost.payload_bytes:,} bytes   file {cost.file_bytes:,} bytes")
+    print(
+        f"learnable parameters {cost.params:,}   payload {cost.payload_bytes:,} bytes   file {cost.file_bytes:,} bytes"
+    )

@@ -1,4 +1,4 @@
-"""The default job: synthetic faces, a small teacher, VarGFaceNet without and with distillation, two generations, a table."""
+"""The default job: synthetic faces, a small teacher, VarGFaceNet without and with distillation, and a table."""
 
 from __future__ import annotations
 

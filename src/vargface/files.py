@@ -16,7 +16,9 @@ __all__ = ["make_folder", "whole_file"]
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Yield a file open for writing, under a temporary name (`file.name`), that takes the name `path` only once the block ends without an exception.
+    """Yield a file open for writing under a temporary name (`file.name`); it becomes `path` when the block has ended.
+
+    After an exception nothing is left and what had the name `path` before still has it.
 
     Raises InputError where the system refuses the write (no space, no permission, a folder in the way).
     """
@@ -33,7 +35,9 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise InputError(f"{path}: cannot write ({error.strerror or error}) - free space or choose another place") from error
+        raise InputError(
+            f"{path}: cannot write ({error.strerror or error}) - free space or choose another place"
+        ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

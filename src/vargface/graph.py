@@ -65,7 +65,9 @@ def rewrite(symbol: mx.sym.Symbol, rules: list[Rule], image_size: tuple[int, int
         inputs = [moved(entry) for entry in node["inputs"]]
         entry = None
         if node["op"] != "null":
-            input_shapes = [shapes.get(_output_name(graph["nodes"][old], output), ()) for old, output, *_ in node["inputs"]]
+            input_shapes = [
+                shapes.get(_output_name(graph["nodes"][old], output), ()) for old, output, *_ in node["inputs"]
+            ]
             place = Place(node["op"], node["name"], node.get("attrs", {}), inputs, input_shapes)
             entry = next(filter(None, (rule(place, write) for rule in rules)), None)
         elif node["name"] in shapes and node["name"] != "data":
@@ -83,7 +85,7 @@ def rewrite(symbol: mx.sym.Symbol, rules: list[Rule], image_size: tuple[int, int
 
 
 def training_form(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
-    """Return `symbol` computing the same, with the right PReLU gradient and fast on CPU under MKLDNN (docs/prelu.md)."""
+    """Return `symbol` computing the same, with the right PReLU gradient and fast on the CPU (docs/prelu.md)."""
     return rewrite(symbol, [_prelu, _global_average, _channel_scale])
 
 
@@ -143,13 +145,15 @@ def _channel_scale(place: Place, write: Writer) -> Entry | None:
     if place.shapes[1][2:] != (1, 1):
         return None
     (data, scale), name = place.inputs, place.name
-    rows = write("Reshape", f"{name}_rows", [write("Reshape", f"{name}_pairs", [data], shape=(-3, -3))], shape=(0, 1, -1))
+    rows = write(
+        "Reshape", f"{name}_rows", [write("Reshape", f"{name}_pairs", [data], shape=(-3, -3))], shape=(0, 1, -1)
+    )
     scale = write("Reshape", f"{name}_scale", [scale], shape=(-3, 1, 1))
     return write("reshape_like", name, [write("batch_dot", f"{name}_product", [scale, rows]), data])
 
 
 def _flat_dense(place: Place, write: Writer) -> Entry | None:
-    """FullyConnected on (N, C, H, W) behind a Flatten: without it the second forward pass may raise (SPEC section 8)."""
+    """FullyConnected on (N, C, H, W) behind a Flatten: without it MXNet 1.9.1 may raise at the second forward pass."""
     if place.op != "FullyConnected" or len(place.shapes[0]) != 4:
         return None
     flat = write("Flatten", f"{place.name}_flat", place.inputs[:1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vargface.checkpoint import Checkpoint, Params
+from vargface.checkpoint import Checkpoint
 from vargface.graph import inference_form
 from vargface.runtime import mx
 
@@ -21,11 +21,8 @@ class FrozenNetwork:
         symbol = inference_form(checkpoint.symbol)
         self._module = mx.mod.Module(symbol, label_names=None, context=context or mx.cpu())
         self._module.bind([("data", (batch_size, 3, 112, 112))], for_training=False)
-        self.set_params(checkpoint.args, checkpoint.auxs)
-
-    def set_params(self, args: Params, auxs: Params) -> None:
-        """Take other weights of the same symbol."""
-        self._module.set_params(args, auxs, allow_extra=True)
+        # once and for all: MKLDNN's fused layers keep the weights of the first pass, whatever is set after it
+        self._module.set_params(checkpoint.args, checkpoint.auxs, allow_extra=True)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the embeddings (n, D) float32, not normalised, of `images` (n, 3, 112, 112), RGB 0..255, any n."""

@@ -1,4 +1,4 @@
-"""Recipes: which experiment is run. A recipe file overrides keys of recipes/base.py, the command line overrides both."""
+"""Recipes: which experiment is run. A recipe file overrides recipes/base.py, the command line both."""
 
 from __future__ import annotations
 

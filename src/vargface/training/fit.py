@@ -70,7 +70,9 @@ def train(recipe: EasyDict) -> list[RunFolder]:
         folder = RunFolder(path, recipe)
         folders.append(folder)
         if folder.result is None:
-            faces: Any = FaceIterator(records, recipe.batch_size, seed=recipe.seed + generation - 1, mirror=recipe.mirror)
+            faces: Any = FaceIterator(
+                records, recipe.batch_size, seed=recipe.seed + generation - 1, mirror=recipe.mirror
+            )
             if teacher is not None:
                 faces = TaughtIterator(faces, len(records), teacher)
             run = _Generation(folder, network, objective, faces, packs, devices)
@@ -158,7 +160,6 @@ class _Generation:
             self._objective.symbol, label_names=self._objective.label_names, context=devices, logger=logger
         )
         self._module.bind(faces.provide_data, self._labels)
-        self._verifier: FrozenNetwork | None = None
         self._device = devices[0]
 
     def fit(self, weights: tuple[Params, Params] | None) -> tuple[Params, Params]:
@@ -166,7 +167,9 @@ class _Generation:
         recipe = self._recipe
         self._start(weights)
         means = Means(self._objective.outputs, recipe.batch_size)
-        with tqdm(total=recipe.steps, initial=self._step, unit="step", disable=None, desc=str(self._folder.path)) as bar:
+        with tqdm(
+            total=recipe.steps, initial=self._step, unit="step", disable=None, desc=str(self._folder.path)
+        ) as bar:
             while self._step < recipe.steps:
                 self._train_step(means)
                 bar.update()
@@ -249,10 +252,8 @@ class _Generation:
 
     def _verify_and_save(self) -> None:
         args, auxs = params = self._params()
-        if self._verifier is None:
-            self._verifier = FrozenNetwork(Checkpoint(self._network, args, auxs, "training"), VERIFY_BATCH, self._device)
-        self._verifier.set_params(args, auxs)
-        results = verify_packs(self._verifier, self._packs)
+        network = FrozenNetwork(Checkpoint(self._network, args, auxs, "training"), VERIFY_BATCH, self._device)
+        results = verify_packs(network, self._packs)
         self._number += 1
         for name, result in results.items():
             figures = {key: getattr(result, key) for key in ("accuracy", "accuracy_std", "tar", "far", "xnorm")}

@@ -30,9 +30,13 @@ class CsvLog:
                 writer = csv.DictWriter(file, list(row))
                 if new:
                     writer.writeheader()
-                writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+                writer.writerow(
+                    {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+                )
         except OSError as error:
-            raise InputError(f"{self._path}: cannot write ({error.strerror}) - free space or choose another out") from error
+            raise InputError(
+                f"{self._path}: cannot write ({error.strerror}) - free space or choose another out"
+            ) from error
 
 
 class Means:
@@ -51,7 +55,9 @@ class Means:
     def take(self) -> dict[str, float]:
         """Return name -> mean over samples and steps, with `images_per_second`, and start anew."""
         columns = zip(*self._kept)
-        means = {name: float(np.mean([a.asnumpy().mean() for a in arrays])) for name, arrays in zip(self._names, columns)}
+        means = {
+            name: float(np.mean([a.asnumpy().mean() for a in arrays])) for name, arrays in zip(self._names, columns)
+        }
         now = time.perf_counter()
         means["images_per_second"] = len(self._kept) * self._batch_size / max(now - self._since, 1e-9)
         self._kept, self._since = [], now

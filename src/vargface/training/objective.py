@@ -19,7 +19,7 @@ class Objective:
     """The training symbol of a recipe and the names of its outputs, each (N,): `symbol`, `outputs`, `label_names`."""
 
     def __init__(self, network: mx.sym.Symbol, recipe: EasyDict, num_classes: int) -> None:
-        """Build it on `network` (ends in `fc1`), for `num_classes` identities; distils where `recipe.teacher` is set."""
+        """Build it on `network` (ends in `fc1`), for `num_classes` identities; distils if `recipe.teacher` is set."""
         embedding = training_form(network)
         distils = bool(recipe.teacher)
         self.label_names = ["softmax_label", LABEL] if distils else ["softmax_label"]

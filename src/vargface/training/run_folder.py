@@ -1,4 +1,4 @@
-"""A run folder: recipe, logs, the InsightFace-ready checkpoints (best and last) and the state that a run resumes from."""
+"""A run folder: recipe, logs, InsightFace-ready checkpoints (best and last), the state that a run resumes from."""
 
 from __future__ import annotations
 

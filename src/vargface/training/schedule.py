@@ -15,8 +15,8 @@ SCHEDULES = ("step", "cosine", "poly")
 def learning_rate_schedule(recipe: EasyDict) -> mx.lr_scheduler.LRScheduler:
     """Return the schedule of `recipe`: linear warm-up over `warmup_steps`, then `step`, `cosine` or `poly` decay.
 
-    `step` multiplies by `lr_factor` after each of `lr_steps`; `cosine` and `poly` (power 2) fall from `lr` to `final_lr`
-    at `steps`. Raises InputError for an unknown name or steps that do not fit.
+    `step` multiplies by `lr_factor` after each of `lr_steps`; `cosine` and `poly` (power 2) fall from `lr` to
+    `final_lr` at `steps`. Raises InputError for an unknown name or steps that do not fit.
     """
     warmup = {"base_lr": recipe.lr, "warmup_steps": recipe.warmup_steps, "warmup_begin_lr": 0.0}
     if recipe.schedule not in SCHEDULES:

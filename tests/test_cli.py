@@ -1,0 +1,375 @@
+"""The command line: what it prints, and one line and exit code 2 for every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from vargface import cli
+from vargface.checkpoint import load_checkpoint, save_checkpoint
+from vargface.cli import main
+from vargface.runtime import mx
+from vargface.training import fit
+
+COMMANDS = ["demo", "train", "verify", "synth", "flops"]
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch):
+    """`vargface train` sets this for its process, which here is that of all tests."""
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "AVX2"))
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    monkeypatch.setattr(fit, "network_symbol", lambda recipe: tiny.network())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return tiny.make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    """`train` with the tiny recipe's keys, others in their place where given."""
+
+    def make(**keys):
+        keys = {**tiny.KEYS, "data": data, "out": tmp_path / "run", "steps": 2, **keys}
+        return ["train", "base", *(f"{key}={value}" for key, value in keys.items())]
+
+    return make
+
+
+@pytest.fixture
+def copy(data, tmp_path):
+    """A data folder of one's own."""
+    return Path(shutil.copytree(data, tmp_path / "data"))
+
+
+def refused(arguments, capsys) -> str:
+    """Run, and return the message of the one line that it must print."""
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.endswith("\n")
+    assert error.count("\n") == 1
+    assert error.startswith("vargface: error: ")
+    return error[len("vargface: error: ") : -1]
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+# --- what is refused before anything is written
+
+
+@pytest.fixture
+def nothing_written(tmp_path):
+    """Checks that a test leaves no run folder and no temporary file."""
+    yield
+    assert not (tmp_path / "run").exists()
+    assert not [name for name in everything(tmp_path) if name.endswith(".tmp")]
+
+
+@pytest.mark.usefixtures("nothing_written")
+class TestRefused:
+    def test_a_missing_data_folder(self, arguments, tmp_path, capsys):
+        message = refused(arguments(data=tmp_path / "none"), capsys)
+        assert message.startswith(f"{tmp_path / 'none'}: no such folder - give an InsightFace folder")
+
+    def test_an_empty_data_folder(self, arguments, tmp_path, capsys):
+        (tmp_path / "data").mkdir()
+        message = refused(arguments(data=tmp_path / "data"), capsys)
+        assert message.startswith(f"{tmp_path / 'data'}: no train.rec in it - give an InsightFace folder")
+
+    @pytest.mark.parametrize("identities", [3, 5])
+    def test_a_property_that_disagrees_with_the_labels(self, arguments, copy, capsys, identities):
+        (copy / "property").write_text(f"{identities},112,112")
+        message = refused(arguments(data=copy), capsys)
+        assert str(copy / "property") in message
+        assert str(identities) in message
+
+    def test_a_teacher_of_another_embedding_size(self, arguments, teacher, capsys):
+        message = refused(arguments(teacher=teacher, embedding_size=32), capsys)
+        assert message == (f"teacher {teacher}: embeds into 16 dimensions, the student into 32 - set embedding_size=16")
+
+    def test_an_unknown_key(self, arguments, capsys):
+        message = refused(arguments(learning_rat=1), capsys)
+        assert message.startswith("argument 'learning_rat=1': unknown key 'learning_rat'")
+        message = refused(arguments(lr_step=1), capsys)
+        assert message == "argument 'lr_step=1': unknown key 'lr_step' - did you mean 'lr_steps'?"
+
+    def test_an_unknown_key_in_a_file(self, tmp_path, capsys):
+        (tmp_path / "mine.py").write_text("recipe = dict(multiplyer=1.0)")
+        message = refused(["train", str(tmp_path / "mine.py")], capsys)
+        assert message == f"{tmp_path / 'mine.py'}: unknown key 'multiplyer' - did you mean 'multiplier'?"
+
+    def test_a_value_of_the_wrong_type(self, arguments, capsys):
+        message = refused(arguments(steps="many"), capsys)
+        assert message == "argument 'steps=many': steps must be a whole number, e.g. 240000, not 'many'"
+
+    def test_a_recipe_that_does_not_exist(self, capsys):
+        assert refused(["train", "nowhere.py"], capsys).startswith("recipe 'nowhere.py': no such file - give a path")
+
+    def test_a_pack_of_no_pairs(self, arguments, copy, capsys):
+        (copy / "pairs.bin").write_bytes(pickle.dumps(([], [])))
+        message = refused(arguments(data=copy), capsys)
+        assert message.startswith(f"{copy / 'pairs.bin'}: has no pairs")
+
+    @pytest.mark.parametrize("missing", ["symbol.json", "0003.params"])
+    def test_a_teacher_that_does_not_exist(self, arguments, teacher, tmp_path, capsys, missing):
+        (tmp_path / "gone").mkdir()
+        for file in Path(teacher).parent.glob("teacher-*"):
+            if not file.name.endswith(missing):
+                shutil.copy(file, tmp_path / "gone")
+        message = refused(arguments(teacher=tmp_path / "gone" / "teacher,3"), capsys)
+        assert message.startswith(f"{tmp_path / 'gone' / 'teacher'}-{missing}: no such file - model ")
+
+    @pytest.mark.parametrize("model", ["teacher", "teacher,x", ",3", "teacher,-1"])
+    def test_a_teacher_in_another_form(self, arguments, capsys, model):
+        assert refused(arguments(teacher=model), capsys).startswith(f"model '{model}': must be PREFIX,EPOCH")
+
+    def test_a_teacher_without_fc1_output_names_what_could_be_meant(self, arguments, tmp_path, capsys):
+        data = mx.sym.Pooling(mx.sym.Variable("data"), kernel=(56, 56), stride=(56, 56), name="pool")
+        symbol = mx.sym.FullyConnected(data, num_hidden=16, name="my_embedding")
+        model = save_checkpoint(tmp_path / "foreign", 0, symbol, *tiny.weights(symbol))
+        message = refused(arguments(teacher=model), capsys)
+        assert message.startswith(f"{tmp_path / 'foreign'}-symbol.json: has no fc1_output")
+        assert "candidates: my_embedding_output" in message
+
+    def test_a_damaged_teacher(self, arguments, teacher, tmp_path, capsys):
+        for file in Path(teacher).parent.glob("teacher-*"):
+            shutil.copy(file, tmp_path)
+        params = tmp_path / "teacher-0003.params"
+        params.write_bytes(params.read_bytes()[:-100])
+        message = refused(arguments(teacher=tmp_path / "teacher,3"), capsys)
+        assert message.startswith(f"{params}: not a parameter file that MXNet can read")
+
+    def test_the_line_is_all_that_a_process_says(self, arguments, tmp_path):
+        code = "import sys; from vargface.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, *arguments(data=tmp_path / "none")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert re.fullmatch(r"vargface: error: .*/none: no such folder - .*\n", done.stderr)
+
+
+# --- no place to write to
+
+
+def test_a_file_in_the_way_of_the_run_folder(arguments, tmp_path, capsys, tiny_network):
+    (tmp_path / "run").write_text("mine")
+    assert refused(arguments(), capsys).startswith(f"{tmp_path / 'run'}: cannot write there (File exists)")
+    assert refused(arguments(out=tmp_path / "run" / "below"), capsys).startswith(
+        f"{tmp_path / 'run' / 'below'}: cannot"
+    )
+    assert (tmp_path / "run").read_text() == "mine"
+    assert everything(tmp_path) == {"run"}
+
+
+def test_a_folder_that_may_not_be_written_to(arguments, capsys, tiny_network):
+    assert refused(arguments(out="/proc/run"), capsys).startswith("/proc/run: cannot write there (")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for the first files of a run; skips where this process may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_whole_files_and_the_run_goes_on_elsewhere(
+    arguments, small_disk, tmp_path, capsys, tiny_network
+):
+    message = refused(arguments(out=small_disk / "run"), capsys)
+    assert message.startswith(f"{small_disk}/run/")
+    assert message.endswith("free space or choose another place")
+    assert not [name for name in everything(small_disk) if name.endswith((".tmp", "result.json"))]
+    for params in small_disk.rglob("*.params"):
+        assert mx.nd.load(str(params))
+    shutil.copytree(small_disk / "run", tmp_path / "run")
+    assert main(arguments()) == 0
+    load_checkpoint(f"{tmp_path}/run/student,1")
+
+
+# --- what is done
+
+
+def test_train_prints_a_table_that_ends_with_the_checkpoint(arguments, tmp_path, capsys, tiny_network, teacher):
+    assert main(arguments(teacher=teacher, generations=2)) == 0
+    out, _ = capsys.readouterr()
+    header, _, first, second = out.splitlines()
+    assert header.split() == ["model", "pairs", "%", "pairs", "TAR@1e-3", "%", "params", "MFLOPs", "checkpoint"]
+    assert first.startswith("run ")
+    assert first.endswith(f" {tmp_path}/run/student,1")
+    assert second.startswith("gen-2 ")
+    assert second.endswith(f" {tmp_path}/run/gen-2/student,1")
+    load_checkpoint(first.split()[-1])
+
+
+def test_train_again_prints_the_same_table(arguments, capsys, tiny_network):
+    assert main(arguments()) == 0
+    table = capsys.readouterr().out
+    assert main(arguments()) == 0
+    assert capsys.readouterr().out == table
+
+
+def test_another_recipe_in_the_same_folder(arguments, tmp_path, capsys, tiny_network):
+    assert main(arguments()) == 0
+    capsys.readouterr()
+    before = everything(tmp_path)
+    assert refused(arguments(m2=0.4), capsys).endswith("holds a run of another recipe (m2 differ) - choose another out")
+    assert everything(tmp_path) == before
+
+
+def test_ctrl_c_says_how_to_go_on(arguments, capsys, tiny_network, monkeypatch):
+    def stop(self, means):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit._Generation, "_train_step", stop)
+    assert main(arguments()) == 130
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error == "vargface: stopped; the same command goes on from the last saved state\n"
+
+
+def test_a_bug_of_ours_keeps_its_traceback(arguments, tiny_network, monkeypatch):
+    def stop(self, means):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(fit._Generation, "_train_step", stop)
+    with pytest.raises(ZeroDivisionError):
+        main(arguments())
+
+
+def test_verify_prints_the_figures_and_writes_them(data, teacher, tmp_path, capsys):
+    other = tiny.make_pack(tmp_path / "other.bin", pairs=20)
+    json_file = tmp_path / "figures.json"
+    assert main(["verify", "--model", teacher, "--json", str(json_file), str(data / "pairs.bin"), str(other)]) == 0
+    header, _, row = capsys.readouterr().out.splitlines()
+    figures = json.loads(json_file.read_text())
+    assert list(figures) == ["pairs", "other"]
+    assert [figures[pack]["pairs"] for pack in figures] == [10, 20]
+    for pack in figures:
+        assert f"{pack} %" in header
+        assert 0 <= figures[pack]["accuracy"] <= 1
+        assert figures[pack]["xnorm"] > 0
+        assert f"{100 * figures[pack]['accuracy']:.2f} ± {100 * figures[pack]['accuracy_std']:.2f}" in row
+    assert row.startswith(teacher)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--model": "nowhere,1"}, "nowhere-symbol.json: no such file"),
+        ({"--model": "nowhere"}, "model 'nowhere': must be PREFIX,EPOCH"),
+        ({"pack": "nowhere.bin"}, "nowhere.bin: no such verification pack"),
+        ({"--json": "/proc/figures.json"}, "/proc/figures.json: cannot write"),
+    ],
+)
+def test_verify_refuses(data, teacher, capsys, change, message):
+    given = {"--model": teacher, "pack": str(data / "pairs.bin"), **change}
+    arguments = [word for name in ("--model", "--json") if name in given for word in (name, given[name])]
+    assert main(["verify", *arguments, given["pack"]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"vargface: error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_verify_refuses_a_pack_of_no_pairs(teacher, tmp_path, capsys):
+    (tmp_path / "none.bin").write_bytes(pickle.dumps(([], [])))
+    arguments = ["verify", "--model", teacher, "--json", str(tmp_path / "a.json"), str(tmp_path / "none.bin")]
+    assert refused(arguments, capsys).startswith(f"{tmp_path / 'none.bin'}: has no pairs")
+    assert everything(tmp_path) == {"none.bin"}
+
+
+def test_flops_of_the_papers_network(capsys):
+    assert main(["flops"]) == 0
+    out = capsys.readouterr().out
+    assert "1,022,864,152" in out
+    assert "5,198,292" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flops"),
+    [
+        (["variant=insightface"], "1,022,388,952"),
+        (["network=mobilefacenet", "variant=y2", "embedding_size=256"], "933,336,950"),
+        (["--recipe", "lfr_teacher"], "24,169,929,728"),
+    ],
+)
+def test_flops_of_other_networks(arguments, flops, capsys):
+    assert main(["flops", *arguments]) == 0
+    assert f"challenge FLOPs {flops} " in capsys.readouterr().out
+
+
+def test_flops_of_a_checkpoint_by_layer(teacher, capsys):
+    assert main(["flops", "--layers", "--model", teacher]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines() if " Convolution " in line] == ["conv1"]
+    # 8 filters of 3x3 on 3 channels, with a bias, at 3x3 places; then 72 to 16, with a bias
+    assert f"challenge FLOPs {2 * 3 * 9 * 8 * 9 + 2 * 72 * 16:,} " in out
+    params = sum(value.size for value in load_checkpoint(teacher).args.values())
+    assert f"learnable parameters {params:,} " in out
+
+
+def test_flops_refuses(capsys):
+    assert refused(["flops", "multiplyer=1"], capsys).endswith("did you mean 'multiplier'?")
+    assert refused(["flops", "multiplier=0.3"], capsys).startswith("network = 'vargfacenet': multiplier 0.3")
+    assert refused(["flops", "--model", "nowhere,1"], capsys).startswith("nowhere-symbol.json: no such file")
+
+
+# --- help
+
+
+def help_of(capsys, *command) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    out, error = capsys.readouterr()
+    assert error == ""
+    return out
+
+
+def test_help_lists_every_command(capsys):
+    listed = re.findall(r"^    (\w+) ", help_of(capsys), re.MULTILINE)
+    assert listed == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_that_it_would_take(command, capsys):
+    text = " ".join(help_of(capsys, command).split())
+    (example,) = re.findall(r"example: (vargface .*)", text)
+    words = example.split()
+    assert words[:2] == ["vargface", command]
+    arguments = cli._parser().parse_args(words[1:])
+    for word in getattr(arguments, "overrides", []):
+        assert "=" in word
+
+
+def test_no_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert "the following arguments are required: COMMAND" in capsys.readouterr().err
