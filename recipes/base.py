@@ -42,7 +42,7 @@ recipe = EasyDict(
     optimizer="sgd",  # sgd (with momentum) or adam
     lr=0.1,
     momentum=0.9,  # sgd's
-    wd=5e-4,  # weight decay, on weights and gammas, not on biases and betas
+    wd=5e-4,  # weight decay, on every parameter (as InsightFace's SGD object does it)
     schedule="step",  # step, cosine or poly
     lr_steps=[100_000, 160_000, 220_000],  # step: where lr is multiplied by lr_factor
     lr_factor=0.1,
@@ -51,4 +51,5 @@ recipe = EasyDict(
     # --- watching
     log_every=50,  # steps between lines of log.csv
     verify_every=2_000,  # steps between verifications and checkpoints; the last step always has one
+    save_every=1_000,  # steps between saved states, from which the same command resumes; a verification saves one, too
 )

@@ -20,19 +20,19 @@ def beginning(symbol, last: str):
     return embedding_layer(symbol.get_internals()[f"{last}_output"], SIZE, fix_gamma=True)
 
 
-# One VarGFaceNet and one ResNet whole, as narrow as they go; of the others the first units, which differ from those.
+SE_UNITS = "vargface_stage_2_unit_2_out_data_act"
+# The first units of each network, which have every kind of parameter it has; ResNet whole, as narrow as it goes.
 # Of ResNet the output FC: E's dropout is drawn anew in every forward pass, and has no parameters.
 NETWORKS = {
-    "vargfacenet-authors": lambda: vargfacenet.get_symbol(SIZE, 0.25),
+    "vargfacenet-authors": lambda: beginning(vargfacenet.get_symbol(multiplier=0.25), SE_UNITS),
     "vargfacenet-insightface": lambda: beginning(
-        vargfacenet.get_symbol(SIZE, 0.25, "insightface"), "vargface_stage_2_unit_2_out_data_act"
+        vargfacenet.get_symbol(multiplier=0.25, variant="insightface"), SE_UNITS
     ),
     "resnet": lambda: resnet.get_symbol(18, SIZE, "FC", multiplier=0.125),
     "mobilefacenet-y1": lambda: beginning(mobilefacenet.get_symbol("y1"), "dconv_23_conv_proj_batchnorm"),
     "mobilefacenet-y2": lambda: beginning(mobilefacenet.get_symbol("y2"), "_plus0"),
 }
 every_network = pytest.mark.parametrize("network", NETWORKS)
-every_form = pytest.mark.parametrize("form", [training_form, inference_form])
 
 
 def kind_of(symbol, name: str) -> str:
@@ -153,17 +153,31 @@ def test_a_bound_module_has_the_gradient_of_finite_differences(network):
         # against what the parameters' shares would sum to at random: in the sum itself they may cancel
         size = np.linalg.norm(exact) + 1e-3
         assert abs(sum(exact) - expected) < 0.01 * size, kind
-        assert abs(sum(ours) - expected) < 0.05 * size, kind
+        assert abs(sum(ours) - expected) < 0.02 * size, kind
 
-    norms = {name: np.linalg.norm(reference.gradients[name]) for name in gradients}
+    assert_equal_gradients(gradients, reference.gradients, 0.05)
+
+
+def assert_equal_gradients(gradients, expected, tolerance) -> None:
+    """Compare every parameter's gradient by norm. Batch statistics multiply float32's rounding, more with depth."""
+    norms = {name: np.linalg.norm(expected[name]) for name in gradients}
     # a shift ahead of a batch normalisation has no gradient but rounding
     floor = 1e-3 * np.median(list(norms.values()))
     errors = {
-        name: np.linalg.norm(gradient - reference.gradients[name]) / max(norms[name], floor)
+        name: np.linalg.norm(gradient - expected[name]) / max(norms[name], floor)
         for name, gradient in gradients.items()
     }
-    assert max(errors.values()) < 0.15, max(errors, key=errors.get)
-    assert np.median(list(errors.values())) < 0.05
+    assert max(errors.values()) < tolerance, max(errors, key=errors.get)
+    assert np.median(list(errors.values())) < tolerance / 5
+
+
+def test_every_parameter_of_a_whole_vargfacenet_has_the_right_gradient():
+    symbol = vargfacenet.get_symbol(SIZE, 0.25)
+    args, auxs = random_values(symbol)
+    weights = np.random.default_rng(1).normal(size=(BATCH, SIZE))
+    _, gradients = module_gradients(training_form(symbol), args, auxs, weights)
+    assert len(gradients) == 368
+    assert_equal_gradients(gradients, Reference(symbol, args, auxs, weights).gradients, 0.15)
 
 
 @every_network
@@ -176,3 +190,153 @@ def test_both_forms_give_the_embeddings_of_the_native_operators(network):
     for form in (training_form, inference_form):
         embeddings = predicted(form(symbol), args, auxs, "float64")
         np.testing.assert_allclose(embeddings, native, rtol=0, atol=1e-9 * np.abs(native).max())
+
+
+FORMS = {"training": training_form, "inference": inference_form}
+every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+SYMBOLS = {
+    "vargfacenet": lambda: vargfacenet.get_symbol(),
+    "resnet": lambda: resnet.get_symbol(18),
+    "mobilefacenet": lambda: mobilefacenet.get_symbol("y2"),
+}
+every_symbol = pytest.mark.parametrize("make", SYMBOLS.values(), ids=SYMBOLS)
+
+
+def operators(symbol) -> list[str]:
+    return [node["op"] for node in json.loads(symbol.tojson())["nodes"]]
+
+
+@every_form
+@every_symbol
+def test_a_form_has_the_parameters_of_the_native_symbol(make, form):
+    native = make()
+    as_it_was = native.tojson()
+    rewritten = form(native)
+    assert native.tojson() == as_it_was
+    assert rewritten.tojson() != as_it_was
+    assert rewritten.list_outputs() == ["fc1_output"]
+    assert rewritten.list_arguments() == native.list_arguments()
+    assert rewritten.list_auxiliary_states() == native.list_auxiliary_states()
+    # for a batch other than the one image that rewriting looks at
+    assert rewritten.infer_shape(data=(5, 3, 112, 112)) == native.infer_shape(data=(5, 3, 112, 112))
+    starts = {name: found["__init__"] for name, found in native.attr_dict().items() if "__init__" in found}
+    assert starts
+    assert {name: found["__init__"] for name, found in rewritten.attr_dict().items() if "__init__" in found} == starts
+
+
+@every_form
+@every_symbol
+def test_a_form_has_no_native_prelu(make, form):
+    assert "LeakyReLU" in operators(make())
+    assert "LeakyReLU" not in operators(form(make()))
+
+
+def test_the_training_form_has_none_of_the_operators_with_a_slow_backward():
+    native, rewritten = vargfacenet.get_symbol(), training_form(vargfacenet.get_symbol())
+    assert operators(native).count("broadcast_mul") == 12
+    assert "broadcast_mul" not in operators(rewritten)
+    poolings = [node for node in json.loads(rewritten.tojson())["nodes"] if node["op"] == "Pooling"]
+    assert [node["attrs"]["pool_type"] for node in poolings] == ["sum"] * 12
+
+
+def test_a_form_can_be_saved_and_loaded_as_json():
+    rewritten = training_form(vargfacenet.get_symbol(SIZE, 0.25))
+    again = mx.sym.load_json(rewritten.tojson())
+    assert again.infer_shape(data=(3, 3, 112, 112)) == rewritten.infer_shape(data=(3, 3, 112, 112))
+
+
+def test_a_network_may_go_on_behind_its_training_form():
+    """A loss, with a label of its own, is what training puts there."""
+    embedding = training_form(vargfacenet.get_symbol(SIZE, 0.25))
+    head = mx.sym.SoftmaxOutput(mx.sym.FullyConnected(embedding, num_hidden=10), name="softmax")
+    shapes, outputs, _ = head.infer_shape(data=(6, 3, 112, 112))
+    assert outputs == [(6, 10)]
+    assert dict(zip(head.list_arguments(), shapes))["softmax_label"] == (6,)
+
+
+def test_the_inference_form_puts_a_flatten_where_an_old_checkpoint_has_none():
+    data = mx.sym.Convolution(mx.sym.Variable("data"), num_filter=4, kernel=(7, 7), stride=(7, 7), no_bias=True)
+    old = mx.sym.FullyConnected(data, num_hidden=6, name="fc1")
+    rewritten = inference_form(old)
+    assert "Flatten" not in operators(old) and operators(rewritten).count("Flatten") == 1
+    assert rewritten.infer_shape(data=(2, 3, 112, 112)) == old.infer_shape(data=(2, 3, 112, 112))
+    ours = resnet.get_symbol(18)
+    assert operators(inference_form(ours)).count("Flatten") == operators(ours).count("Flatten") == 1
+
+
+def test_a_prelu_that_has_no_training_form_is_named():
+    flat = mx.sym.LeakyReLU(mx.sym.Flatten(mx.sym.Variable("data")), act_type="prelu", name="act9")
+    with pytest.raises(ValueError, match="act9.*2-d"):
+        training_form(flat)
+
+
+def test_rewriting_keeps_every_output_of_a_node_and_every_head_in_its_place():
+    """The third part of a split goes where it went, and a rewritten node may be both inside and an output."""
+    thirds = mx.sym.SliceChannel(mx.sym.Variable("data"), num_outputs=3)
+    first = mx.sym.LeakyReLU(thirds[0] * 1, act_type="prelu", name="act")
+    symbol = mx.sym.Group([thirds[2] - first, first, thirds[1]])
+    images = mx.nd.array(np.random.default_rng(0).normal(size=(2, 3, 112, 112)))
+    args = {"data": images, "act_gamma": mx.nd.array([-0.5])}
+    native, rewritten = (
+        [output.asnumpy() for output in graph.bind(mx.cpu(), args, grad_req="null").forward(is_train=False)]
+        for graph in (symbol, training_form(symbol))
+    )
+    for expected, output in zip(native, rewritten):
+        np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
+# --- PReLU by itself
+
+
+def prelu_of(data):
+    return mx.sym.LeakyReLU(data, act_type="prelu", name="act")
+
+
+@pytest.fixture(params=[(0.25, -0.5, 2.0), (0.0, 1.0, -1.5)])
+def case(request):
+    """(slopes, images, weights, the true gradients of sum(output * weights) to slopes and images)."""
+    slopes = np.array(request.param)
+    images, weights = np.random.default_rng(0).normal(size=(2, 2, 3, 112, 112))
+    slope_gradient = (weights * np.minimum(images, 0)).sum((0, 2, 3))
+    return slopes, images, weights, slope_gradient, weights * np.where(images > 0, 1, slopes[:, None, None])
+
+
+def executor_gradients(symbol, slopes, images, weights):
+    """Return the gradients of sum(output * weights) to slopes and images, through a bound executor."""
+    arrays = {"data": mx.nd.array(images), "act_gamma": mx.nd.array(slopes)}
+    gradients = {name: mx.nd.zeros(value.shape) for name, value in arrays.items()}
+    executor = symbol.bind(mx.cpu(), arrays, gradients)
+    executor.forward(is_train=True)
+    executor.backward(mx.nd.array(weights))
+    return gradients["act_gamma"].asnumpy(), gradients["data"].asnumpy()
+
+
+def test_mxnets_own_prelu_gives_the_slope_times_its_gradient(case):
+    """Pins the fault that the rewriting is for. The day this fails MXNet has been mended: see docs/prelu.md."""
+    slopes, images, weights, slope_gradient, data_gradient = case
+    ours, of_data = executor_gradients(prelu_of(mx.sym.Variable("data") * 1), slopes, images, weights)
+    np.testing.assert_allclose(ours, slopes * slope_gradient, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(of_data, data_gradient, atol=1e-5)
+
+
+def test_mxnets_own_prelu_is_right_where_no_memory_is_shared(case):
+    """On an argument of the graph, whose gradient is the caller's array, and in imperative autograd: the cause is that
+    elsewhere the data's gradient is written over the output's before the slope's is worked out from that."""
+    slopes, images, weights, slope_gradient, _ = case
+    computed, _ = executor_gradients(prelu_of(mx.sym.Variable("data")), slopes, images, weights)
+    np.testing.assert_allclose(computed, slope_gradient, rtol=1e-4, atol=1e-2)
+    data, gamma = mx.nd.array(images), mx.nd.array(slopes)
+    for array in (data, gamma):
+        array.attach_grad()
+    with mx.autograd.record():
+        output = mx.nd.LeakyReLU(data * 1, gamma, act_type="prelu")
+    output.backward(mx.nd.array(weights))
+    np.testing.assert_allclose(gamma.grad.asnumpy(), slope_gradient, rtol=1e-4, atol=1e-2)
+
+
+def test_the_training_forms_prelu_has_the_right_gradients(case):
+    slopes, images, weights, slope_gradient, data_gradient = case
+    native = prelu_of(mx.sym.Variable("data") * 1)
+    ours, of_data = executor_gradients(training_form(native), slopes, images, weights)
+    np.testing.assert_allclose(ours, slope_gradient, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(of_data, data_gradient, atol=1e-5)

@@ -203,7 +203,7 @@ def test_a_log_that_cannot_be_written_is_said(tmp_path):
 
 
 def test_means_are_over_samples_and_steps_since_the_last_look(monkeypatch):
-    clock = iter([0.0, 2.0, 7.0, 8.0])
+    clock = iter([0.0, 2.0, 3.0, 6.0, 7.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     means = Means(["loss", "norm"], batch_size=2)
     reused = mx.nd.zeros((2,))
@@ -212,5 +212,6 @@ def test_means_are_over_samples_and_steps_since_the_last_look(monkeypatch):
         means.add([reused, mx.nd.array([value, 0])])
     assert means.take() == {"loss": 2.0, "norm": 1.0, "images_per_second": 2 * 2 / 2.0}
     means.add([mx.nd.ones((2,)), mx.nd.ones((2,))])
-    means.restart_clock()
-    assert means.take() == {"loss": 1.0, "norm": 1.0, "images_per_second": 2 / 1.0}
+    with means.clock_stopped():  # from 3 to 6
+        pass
+    assert means.take() == {"loss": 1.0, "norm": 1.0, "images_per_second": 2 / (7.0 - 2.0 - 3.0)}

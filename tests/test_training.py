@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_the_first_update_is_the_rate_times_the_mean_gradient(without_norm, tmp_
         np.testing.assert_allclose(after[name], before[name] - 0.5 * gradient / 4, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_weight_decay_is_on_weights_and_gammas_alone(make, tmp_path):
+def test_weight_decay_is_on_every_parameter(make, tmp_path):
     keys = {"steps": 1, "schedule": "step", "lr": 0.1}
     start = state(train(make(**keys | {"lr": 0}, out=tmp_path / "start"))[0])
     without = state(train(make(**keys, wd=0, out=tmp_path / "without"))[0])
@@ -201,8 +202,7 @@ def test_weight_decay_is_on_weights_and_gammas_alone(make, tmp_path):
         if kind not in seen:
             continue  # moving statistics
         seen[kind] += 1
-        due = -0.1 * 0.5 * was if kind in ("weight", "gamma") else np.zeros_like(was)
-        np.testing.assert_allclose(decayed[name] - without[name], due, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(decayed[name] - without[name], -0.1 * 0.5 * was, atol=1e-6, err_msg=name)
     assert all(seen.values())
 
 
@@ -578,3 +578,30 @@ def test_a_recipe_is_kept_as_it_was_run(make):
     recipe = make(lr=0.125)
     (folder,) = train(recipe)
     assert json.loads((folder.path / "recipe.json").read_text())["lr"] == 0.125
+
+
+def test_ctrl_c_saves_the_step_and_the_rerun_ends_as_the_straight_run(make, monkeypatch, tmp_path):
+    straight = train(make(steps=6, out=tmp_path / "straight"))[0]
+    steps = iter(range(6))
+    original = fit._Generation._train_step
+
+    def step_with_signal(self, means):
+        if next(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, means)
+
+    monkeypatch.setattr(fit._Generation, "_train_step", step_with_signal)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(steps=6, out=tmp_path / "stopped"))
+    assert (tmp_path / "stopped" / "state" / "00000003.json").exists()
+    monkeypatch.setattr(fit._Generation, "_train_step", original)
+    equal(state(straight), state(train(make(steps=6, out=tmp_path / "stopped"))[0]))
+
+
+def test_a_fixed_gamma_is_saved_as_one_whatever_weight_decay_made_of_it(make):
+    recipe = make(wd=0.5, lr=0.1, network="resnet")
+    folder = train(recipe)[0]
+    fixed = [n for n, a in tiny.network().attr_dict().items() if a.get("fix_gamma") == "True" and n.endswith("gamma")]
+    saved = load_checkpoint(folder.model(1)).args
+    assert fixed
+    assert all((saved[name].asnumpy() == 1).all() for name in fixed)

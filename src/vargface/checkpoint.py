@@ -124,9 +124,14 @@ def save_checkpoint(prefix: str | Path, epoch: int, symbol: mx.sym.Symbol, args:
     prefix = Path(prefix)
     with whole_file(prefix.with_name(f"{prefix.name}-symbol.json"), "w") as file:
         file.write(symbol.tojson())
-    arg_names, aux_names = set(symbol.list_arguments()), set(symbol.list_auxiliary_states())
-    params = {f"arg:{name}": value for name, value in args.items() if name in arg_names}
-    params.update({f"aux:{name}": value for name, value in auxs.items() if name in aux_names})
+    attributes = symbol.attr_dict()
+    params = {}
+    for name in symbol.list_arguments():
+        if name in args:
+            # a fixed gamma is 1 whatever its array holds (weight decay shrinks it), but not every consumer knows
+            fixed = attributes.get(name, {}).get("fix_gamma") == "True"
+            params[f"arg:{name}"] = mx.nd.ones_like(args[name]) if fixed else args[name]
+    params.update({f"aux:{name}": auxs[name] for name in symbol.list_auxiliary_states() if name in auxs})
     write_params(prefix.with_name(f"{prefix.name}-{epoch:04d}.params"), params)
     return f"{prefix},{epoch}"
 
@@ -134,16 +139,14 @@ def save_checkpoint(prefix: str | Path, epoch: int, symbol: mx.sym.Symbol, args:
 def write_params(path: str | Path, params: Params) -> None:
     """Write named NDArrays as MXNet's own format. Raises InputError where there is no space or no permission."""
     with whole_file(path) as file:
-        # MXNet writes by name and does not report a full disk: its file must be longer than what it holds
-        payload = sum(value.size * value.dtype().itemsize for value in params.values())
         try:
             mx.nd.save(file.name, params)
+            # MXNet does not report a full disk: what was written is whole if it can be read
+            mx.nd.load(file.name)
         except mx.MXNetError as error:
             raise InputError(
                 f"{path}: cannot write ({_first_line(error)}) - free space or choose another place"
             ) from error
-        if os.fstat(file.fileno()).st_size < payload:
-            raise InputError(f"{path}: only part of it could be written - free space or choose another place")
 
 
 def _first_line(error: Exception) -> str:

@@ -26,6 +26,7 @@ from vargface.inference import FrozenNetwork
 from vargface.recipe import network_symbol
 from vargface.runtime import contexts, mx
 from vargface.symbols import angular_distillation
+from vargface.training.interrupt import interrupt_after_step
 from vargface.training.log import Means
 from vargface.training.objective import MARGIN_WEIGHT, Objective
 from vargface.training.run_folder import RunFolder
@@ -88,7 +89,8 @@ def _check(recipe: EasyDict) -> None:
     for key in ("data", "out"):
         if not recipe[key]:
             raise InputError(f"{key} is not given - add {key}=FOLDER")
-    smallest = {"batch_size": 1, "steps": 1, "generations": 1, "log_every": 1, "verify_every": 1, "embedding_size": 1}
+    positive = ("batch_size", "steps", "generations", "log_every", "verify_every", "save_every", "embedding_size")
+    smallest = dict.fromkeys(positive, 1)
     smallest.update(seed=0, lr=0, momentum=0, wd=0, warmup_steps=0, alpha=0)
     for key, least in smallest.items():
         if recipe[key] < least:
@@ -167,8 +169,9 @@ class _Generation:
         recipe = self._recipe
         self._start(weights)
         means = Means(self._objective.outputs, recipe.batch_size)
-        with tqdm(
-            total=recipe.steps, initial=self._step, unit="step", disable=None, desc=str(self._folder.path)
+        name = str(self._folder.path)
+        with interrupt_after_step() as stop, tqdm(
+            total=recipe.steps, initial=self._step, unit="step", disable=None, desc=name
         ) as bar:
             while self._step < recipe.steps:
                 self._train_step(means)
@@ -176,9 +179,13 @@ class _Generation:
                 last = self._step == recipe.steps
                 if last or self._step % recipe.log_every == 0:
                     self._log(means, bar)
-                if last or self._step % recipe.verify_every == 0:
-                    with means.clock_stopped():
+                with means.clock_stopped():
+                    if last or self._step % recipe.verify_every == 0:
                         self._verify_and_save()
+                    elif stop.asked or self._step % recipe.save_every == 0:
+                        self._save_state(self._params())
+                if stop.asked and not last:
+                    raise KeyboardInterrupt
         self._faces.close()
         self._folder.finish(self._best, self._number, self._step)
         return self._params()
@@ -212,7 +219,9 @@ class _Generation:
             options["momentum"] = recipe.momentum
         # used for several contexts only: without it each would go its own way on its part of the batch
         kvstore = "device" if self._device.device_type == "gpu" else "local"
-        self._module.init_optimizer(kvstore=kvstore, optimizer=recipe.optimizer, optimizer_params=options)
+        # an object, as InsightFace gives it: from a name, Module would exempt biases and betas from weight decay
+        optimizer = mx.optimizer.create(recipe.optimizer, **options)
+        self._module.init_optimizer(kvstore=kvstore, optimizer=optimizer)
         if state is not None:
             self._resume(state[0], state[2])
 
@@ -263,5 +272,8 @@ class _Generation:
             packs = {name: result.as_dict() for name, result in results.items()}
             self._best = {"number": self._number, "score": score, "packs": packs}
         self._folder.save(self._number, self._network, params, keep={self._best["number"]})
+        self._save_state(params)
+
+    def _save_state(self, params: tuple[Params, Params]) -> None:
         place = {"step": self._step, "number": self._number, "best": self._best}
         self._folder.save_state(place, params, self._updater.get_states())

@@ -18,7 +18,7 @@ from vargface.training.log import CsvLog
 __all__ = ["RunFolder"]
 
 # keys that say where things are and how often to look, not what is trained: they may differ when a run goes on
-WHERE = {"out", "data", "packs", "context", "log_every", "verify_every"}
+WHERE = {"out", "data", "packs", "context", "log_every", "verify_every", "save_every"}
 
 
 class RunFolder:
