@@ -66,17 +66,34 @@ def load_checkpoint(model: str) -> Checkpoint:
             raise InputError(f"{path}: no such file - model {model!r} needs {symbol_file} and {params_file}")
     try:
         symbol = mx.sym.load(symbol_file)
+    except UnicodeDecodeError as error:  # MXNet's message quotes what it read past the end of a file that was cut
+        raise InputError(f"{symbol_file}: not a symbol that MXNet can read (cut short or not JSON)") from error
     except mx.MXNetError as error:
         raise InputError(f"{symbol_file}: not a symbol that MXNet can read ({_first_line(error)})") from error
     internals = symbol.get_internals()
     outputs = internals.list_outputs()
     if OUTPUT not in outputs:
-        likely = [name for name in outputs if re.search(r"fc|embed|feat|flatten", name) and name.endswith("_output")]
-        named = ", ".join((likely or outputs)[-8:])
+        results = [name for name in outputs if name.endswith("_output")]
+        likely = [name for name in results if re.search(r"fc|embed|feat|flatten", name)]
+        named = ", ".join((likely or results)[-8:])
         raise InputError(f"{symbol_file}: has no {OUTPUT}; rename its embedding to fc1 - candidates: {named}")
     symbol = internals[OUTPUT]
+    _check_input(symbol, symbol_file)
     args, auxs = matching(symbol, load_params(params_file), params_file)
     return Checkpoint(symbol, args, auxs, model)
+
+
+def _check_input(symbol: mx.sym.Symbol, symbol_file: str) -> None:
+    """Raise InputError where `symbol` does not make embeddings (N, D) of `data` (N, 3, 112, 112)."""
+    wrong = f"{symbol_file}: {OUTPUT} is no embedding (N, D) of images `data` (N, 3, 112, 112)"
+    if "data" not in symbol.list_arguments():
+        raise InputError(f"{wrong} - its inputs and parameters are {', '.join(symbol.list_arguments()[:5])}, ...")
+    try:
+        _, outputs, _ = symbol.infer_shape(data=(1, 3, 112, 112))
+    except mx.MXNetError as error:
+        raise InputError(f"{wrong} ({_first_line(error)})") from error
+    if outputs is None or len(outputs[0]) != 2:
+        raise InputError(f"{wrong} alone - its shape is {outputs[0] if outputs else 'open'}")
 
 
 def load_params(path: str | Path) -> Params:

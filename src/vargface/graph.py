@@ -111,8 +111,9 @@ def _output_name(node: dict, output: int) -> str:
 def _prelu(place: Place, write: Writer) -> Entry | None:
     """PReLU as g*x + (1 - g)*relu(x), each product a 1x1 depthwise convolution.
 
-    MXNet's native backward reads its own output where it needs the input: the slope's gradient comes out times g.
-    Of the forms that are right this one consists of MKLDNN's own primitives alone, so nothing leaves its layout.
+    MXNet's native backward writes the data's gradient over the output's and works out the slope's from what is left:
+    it comes out times g. Of the forms that are right this one consists of MKLDNN's own primitives alone, so nothing
+    leaves its layout.
     """
     if place.op != "LeakyReLU" or place.attrs.get("act_type") != "prelu":
         return None
