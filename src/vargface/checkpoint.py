@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,7 +90,9 @@ def _check_input(symbol: mx.sym.Symbol, symbol_file: str) -> None:
     if "data" not in symbol.list_arguments():
         raise InputError(f"{wrong} - its inputs and parameters are {', '.join(symbol.list_arguments()[:5])}, ...")
     try:
-        _, outputs, _ = symbol.infer_shape(data=(1, 3, 112, 112))
+        with warnings.catch_warnings():  # of what it cannot infer, for which the error below is enough
+            warnings.simplefilter("ignore")
+            _, outputs, _ = symbol.infer_shape(data=(1, 3, 112, 112))
     except mx.MXNetError as error:
         raise InputError(f"{wrong} ({_first_line(error)})") from error
     if outputs is None or len(outputs[0]) != 2:
@@ -146,7 +149,8 @@ def save_checkpoint(prefix: str | Path, epoch: int, symbol: mx.sym.Symbol, args:
     for name in symbol.list_arguments():
         if name in args:
             # a fixed gamma is 1 whatever its array holds (weight decay shrinks it), but not every consumer knows
-            fixed = attributes.get(name, {}).get("fix_gamma") == "True"
+            # (MXNet gives a node's attributes to all its variables, beta too)
+            fixed = name.endswith("_gamma") and attributes.get(name, {}).get("fix_gamma") == "True"
             params[f"arg:{name}"] = mx.nd.ones_like(args[name]) if fixed else args[name]
     params.update({f"aux:{name}": auxs[name] for name in symbol.list_auxiliary_states() if name in auxs})
     write_params(prefix.with_name(f"{prefix.name}-{epoch:04d}.params"), params)
