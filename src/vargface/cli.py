@@ -89,7 +89,7 @@ def _command(commands, name: str, run, help_line: str) -> argparse.ArgumentParse
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    runtime.prepare_for_training()
+    runtime.prepare_for_training(threads=1)
     from vargface.demo import run_demo
 
     print(run_demo(arguments.overrides))
