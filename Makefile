@@ -5,7 +5,7 @@
 
 VARGFACE := .venv/bin/vargface
 # the recipe keys that have a name of their own here; the rest goes through ARGS="key=value ..."
-KEYS = $(if $(DATA),"data=$(DATA)") $(if $(TEACHER),"teacher=$(TEACHER)") $(if $(OUT),"out=$(OUT)") $(ARGS)
+KEYS = $(if $(DATA),"data=$(DATA)") $(if $(TEACHER),"teacher=$(TEACHER)") $(if $(OUT),"out=$(OUT)") $(foreach word,$(ARGS),'$(word)')
 
 .DEFAULT_GOAL := help
 .PHONY: help install train-teacher train-student verify test lint clean

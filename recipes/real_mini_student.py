@@ -3,6 +3,8 @@
     make train-student RECIPE=recipes/real_mini_student.py DATA=../shared/faces/real-mini \\
         TEACHER=../shared/faces/insightface-y1/model,0 OUT=runs/real-mini
 
+Hardware and time: 2 cores; not yet run to its end. Result: none yet.
+
 1,600 steps x 16 images = 25,600, 2.4 epochs. With so few people the teacher is the richer lesson, so distillation goes
 first: the margin loss trains the class centres from the start, but the network only from step 800 on.
 """

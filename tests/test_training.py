@@ -610,3 +610,41 @@ def test_a_fixed_gamma_is_saved_as_one_whatever_weight_decay_made_of_it(tmp_path
         "fc1_gamma": 1.0,
         "free_gamma": 0.5,
     }
+
+
+def test_another_data_set_is_refused_in_the_same_run_folder(make, tmp_path):
+    train(make())
+    larger = tiny.make_data(tmp_path / "larger", each=tiny.EACH + 1)
+    with pytest.raises(InputError, match="24 images of 4 identities then, 28 images of 4 identities now"):
+        train(make(data=larger))
+
+
+def test_a_diverged_run_says_so_and_keeps_the_finite_state(make, tmp_path):
+    with pytest.raises(InputError, match="diverged"):
+        train(make(steps=8, lr=1e30, schedule="step", warmup_steps=0, save_every=1, verify_every=8))
+    for params in (tmp_path / "run" / "state").glob("*.params"):
+        assert all(np.isfinite(value.asnumpy()).all() for value in mx.nd.load(str(params)).values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("role", ""), ("role", "a/b"), ("momentum", 5.0), ("lr", float("inf")), ("seed", 2**40), ("lr_factor", -1.0)],
+)
+def test_values_that_cannot_be_meant_are_refused_before_anything_is_written(make, tmp_path, key, value):
+    with pytest.raises(InputError, match=key):
+        train(make(**{key: value}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_in_the_last_step_ends_the_generation_and_begins_no_other(make, monkeypatch, tmp_path):
+    original = fit._Generation._verify_and_save
+
+    def verify_with_signal(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        original(self)
+
+    monkeypatch.setattr(fit._Generation, "_verify_and_save", verify_with_signal)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(generations=2))
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "gen-2").exists()

@@ -50,7 +50,9 @@ def parse_model(model: str) -> tuple[str, int]:
     """Return (prefix, epoch) of "PREFIX,EPOCH". Raises InputError for any other form."""
     prefix, comma, epoch = model.rpartition(",")
     if not comma or not prefix or not re.fullmatch(r"\d+", epoch):
-        raise InputError(f"model {model!r}: must be PREFIX,EPOCH, e.g. runs/demo/student,3 for student-0003.params")
+        raise InputError(
+            f"model {model!r}: must be PREFIX,EPOCH, e.g. runs/demo/student/student,1 for student-0001.params"
+        )
     return prefix, int(epoch)
 
 

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--model", required=True, metavar="PREFIX,EPOCH")
     verify.add_argument("--json", metavar="FILE", help="write the figures there, too")
     verify.add_argument("packs", nargs="+", metavar="PACK.bin")
-    verify.epilog = "example: vargface verify --model runs/demo/student/student,2 runs/demo/data/lfw.bin"
+    verify.epilog = "example: vargface verify --model runs/demo/student/student,1 runs/demo/data/lfw.bin"
 
     synth = _command(commands, "synth", _synth, "draw a data set of synthetic faces: train.rec and three packs")
     synth.add_argument("out", metavar="OUT", help="the folder to make")

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from vargface.checkpoint import load_checkpoint
 from vargface.data.synthetic import make_dataset
 from vargface.eval.table import results_table
-from vargface.recipe import load_recipe
+from vargface.recipe import load_recipe, network_symbol
 from vargface.runtime import contexts
+from vargface.training.checks import check_recipe
 from vargface.training.fit import train
 from vargface.training.report import result_of
 
@@ -28,6 +30,10 @@ def run_demo(overrides: Sequence[str] = ()) -> str:
     teacher, everything else goes into the students' recipe. Raises InputError as training does.
     """
     student = load_recipe("demo_student", overrides)
+    check_recipe(student)
+    network_symbol(student)
+    if student.teacher:
+        load_checkpoint(student.teacher)
     out = Path(student.out or "runs/demo")
     data = Path(student.data) if student.data else out / "data"
     if not student.data and not (data / "property").exists():
@@ -36,7 +42,15 @@ def run_demo(overrides: Sequence[str] = ()) -> str:
     student.context = _devices(student.context)
     rows = []
     if not student.teacher:
-        teacher = load_recipe("demo_teacher", [f"data={data}", f"out={out / 'teacher'}", f"context={student.context}"])
+        teacher = load_recipe(
+            "demo_teacher",
+            [
+                f"data={data}",
+                f"out={out / 'teacher'}",
+                f"context={student.context}",
+                f"embedding_size={student.embedding_size}",
+            ],
+        )
         logger.info("teacher: %d steps into %s", teacher.steps, teacher.out)
         folder = train(teacher)[0]
         rows.append(result_of(folder, "teacher"))

@@ -7,7 +7,6 @@ and what was trained in a rewritten graph is saved with the original one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vargface.runtime import mx
@@ -43,7 +42,8 @@ class Writer:
         return [len(self.nodes) - 1, 0, 0]
 
 
-Rule = Callable[[Place, Writer], "Entry | None"]
+# Callable[[Place, Writer], Entry | None]; as a string, which Python 3.8 can read
+Rule = "Callable"
 
 
 def rewrite(symbol: mx.sym.Symbol, rules: list[Rule], image_size: tuple[int, int] = (112, 112)) -> mx.sym.Symbol:

@@ -246,7 +246,7 @@ def _decode(records: FaceRecords, positions: np.ndarray, mirrored: np.ndarray) -
         if image is None:
             raise InputError(
                 f"{records.name(position)} of identity {identities[row]:.0f} is not an image that can be decoded "
-                f"({len(encoded)} bytes) - run 'vargface rec check {records.folder}' to list all"
+                f"({len(encoded)} bytes) - replace it or write the data set anew without it"
             )
         if image.shape[:2] != (height, width):
             raise InputError(

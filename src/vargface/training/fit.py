@@ -25,7 +25,7 @@ from vargface.files import make_folder
 from vargface.inference import FrozenNetwork
 from vargface.recipe import network_symbol
 from vargface.runtime import contexts, mx
-from vargface.symbols import angular_distillation
+from vargface.training.checks import check_recipe
 from vargface.training.interrupt import interrupt_after_step
 from vargface.training.log import Means
 from vargface.training.objective import MARGIN_WEIGHT, Objective
@@ -48,7 +48,10 @@ def train(recipe: EasyDict) -> list[RunFolder]:
     Raises InputError for anything in the recipe, the data, the teacher or the run folder that cannot be used, before
     anything is written where possible.
     """
-    _check(recipe)
+    for key in ("data", "out"):
+        if not recipe[key]:
+            raise InputError(f"{key} is not given - add {key}=FOLDER")
+    check_recipe(recipe)
     records = FaceRecords(recipe.data)
     packs = find_packs(recipe.packs, recipe.data)
     if records.image_size != IMAGE_SIZE:
@@ -68,7 +71,8 @@ def train(recipe: EasyDict) -> list[RunFolder]:
     weights = None
     for generation in range(1, recipe.generations + 1):
         path = Path(recipe.out) if generation == 1 else Path(recipe.out) / f"gen-{generation}"
-        folder = RunFolder(path, recipe)
+        trained_on = f"{len(records)} images of {records.num_identities} identities"
+        folder = RunFolder(path, recipe, trained_on)
         folders.append(folder)
         if folder.result is None:
             faces: Any = FaceIterator(
@@ -83,26 +87,6 @@ def train(recipe: EasyDict) -> list[RunFolder]:
             state = folder.load_state()
             weights = state[1] if state else _loaded(folder.model(folder.result["last"]), network)
     return folders
-
-
-def _check(recipe: EasyDict) -> None:
-    for key in ("data", "out"):
-        if not recipe[key]:
-            raise InputError(f"{key} is not given - add {key}=FOLDER")
-    positive = ("batch_size", "steps", "generations", "log_every", "verify_every", "save_every", "embedding_size")
-    smallest = dict.fromkeys(positive, 1)
-    smallest.update(seed=0, lr=0, momentum=0, wd=0, warmup_steps=0, alpha=0)
-    for key, least in smallest.items():
-        if recipe[key] < least:
-            raise InputError(f"{key} = {recipe[key]}: must be at least {least}")
-    if recipe.optimizer not in ("sgd", "adam"):
-        raise InputError(f"optimizer = {recipe.optimizer!r}: must be sgd or adam")
-    forms = angular_distillation.FORMS
-    if recipe.distillation not in forms:
-        raise InputError(f"distillation = {recipe.distillation!r}: must be one of {', '.join(forms)}")
-    ramp = recipe.margin_ramp
-    if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1]:
-        raise InputError(f"margin_ramp = {ramp}: must be two rising step numbers, e.g. [1000, 3000]")
 
 
 def _objective(network: mx.sym.Symbol, recipe: EasyDict, num_classes: int) -> Objective:
@@ -151,7 +135,7 @@ class _Generation:
     ) -> None:
         self._folder, self._network, self._faces, self._packs = folder, network, faces, packs
         self._recipe = recipe = folder.recipe
-        self._step, self._number = 0, 0
+        self._step, self._number, self._verified = 0, 0, 0
         self._best: dict[str, Any] = {"number": 0, "score": -1.0, "packs": {}}
         self._objective = objective
         self._drops = '"op": "Dropout"' in network.tojson()
@@ -173,6 +157,8 @@ class _Generation:
         with interrupt_after_step() as stop, tqdm(
             total=recipe.steps, initial=self._step, unit="step", disable=None, desc=name
         ) as bar:
+            if self._step > self._verified and self._is_due_for_verification():
+                self._verify_and_save()  # which the run before was stopped in
             while self._step < recipe.steps:
                 self._train_step(means)
                 bar.update()
@@ -180,7 +166,7 @@ class _Generation:
                 if last or self._step % recipe.log_every == 0:
                     self._log(means, bar)
                 with means.clock_stopped():
-                    if last or self._step % recipe.verify_every == 0:
+                    if self._is_due_for_verification():
                         self._verify_and_save()
                     elif stop.asked or self._step % recipe.save_every == 0:
                         self._save_state(self._params())
@@ -188,7 +174,12 @@ class _Generation:
                     raise KeyboardInterrupt
         self._faces.close()
         self._folder.finish(self._best, self._number, self._step)
+        if stop.asked:  # during the last step: this generation is done, nothing else is begun
+            raise KeyboardInterrupt
         return self._params()
+
+    def _is_due_for_verification(self) -> bool:
+        return self._step == self._recipe.steps or self._step % self._recipe.verify_every == 0
 
     def _params(self) -> tuple[Params, Params]:
         """Return the weights and the moving statistics after the steps so far."""
@@ -226,7 +217,7 @@ class _Generation:
             self._resume(state[0], state[2])
 
     def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
-        self._step, self._number = place["step"], place["number"]
+        self._step, self._number, self._verified = place["step"], place["number"], place["verified"]
         self._best = place["best"]
         self._updater.set_states(optimizer)
         self._module._optimizer.begin_num_update = self._module._optimizer.num_update = self._step
@@ -256,11 +247,18 @@ class _Generation:
         row = means.take()
         shown = {"loss": row["margin_loss"] + row.get("distillation_loss", 0.0), "img/s": row["images_per_second"]}
         bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
+        if not np.isfinite(list(row.values())).all():
+            raise InputError(
+                f"{self._folder.path}: diverged before step {self._step}, a loss is not finite - lower lr, or a longer "
+                "warmup_steps; the same command goes on from the last finite state"
+            )
         place = {"step": self._step, "epoch": self._faces.epoch, "lr": self._module._optimizer.learning_rate}
         self._folder.log.write({**place, **row})
 
     def _verify_and_save(self) -> None:
         args, auxs = params = self._params()
+        # first: whatever stops the verification, these steps are not lost
+        self._save_state(params)
         network = FrozenNetwork(Checkpoint(self._network, args, auxs, "training"), VERIFY_BATCH, self._device)
         results = verify_packs(network, self._packs)
         self._number += 1
@@ -272,8 +270,14 @@ class _Generation:
             packs = {name: result.as_dict() for name, result in results.items()}
             self._best = {"number": self._number, "score": score, "packs": packs}
         self._folder.save(self._number, self._network, params, keep={self._best["number"]})
+        self._verified = self._step
         self._save_state(params)
 
     def _save_state(self, params: tuple[Params, Params]) -> None:
-        place = {"step": self._step, "number": self._number, "best": self._best}
+        if not all(np.isfinite(mx.nd.norm(value).asscalar()) for value in params[0].values()):
+            raise InputError(
+                f"{self._folder.path}: diverged by step {self._step}, a weight is not finite - lower lr, or a longer "
+                "warmup_steps; the state before it is kept"
+            )
+        place = {"step": self._step, "number": self._number, "best": self._best, "verified": self._verified}
         self._folder.save_state(place, params, self._updater.get_states())

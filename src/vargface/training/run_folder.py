@@ -20,6 +20,9 @@ __all__ = ["RunFolder"]
 # keys that say where things are and how often to look, not what is trained: they may differ when a run goes on
 WHERE = {"out", "data", "packs", "context", "log_every", "verify_every", "save_every"}
 
+# in recipe.json beside the recipe's keys
+TRAINED_ON = "trained_on"
+
 
 class RunFolder:
     """One generation's folder.
@@ -28,8 +31,12 @@ class RunFolder:
     the last are kept), result.json (which is which, and the figures of the best) once it is finished, state/.
     """
 
-    def __init__(self, path: str | Path, recipe: EasyDict) -> None:
-        """Open or make folder `path` for `recipe`. Raises InputError if it holds another recipe's run."""
+    def __init__(self, path: str | Path, recipe: EasyDict, trained_on: str = "") -> None:
+        """Open or make folder `path` for `recipe`; `trained_on` says what its data set holds, wherever it lies
+        (empty: not asked).
+
+        Raises InputError if the folder has a run of another recipe or on another data set.
+        """
         self.path = make_folder(path)
         self.recipe = recipe
         self.log, self.verifications = CsvLog(self.path / "log.csv"), CsvLog(self.path / "verification.csv")
@@ -37,9 +44,11 @@ class RunFolder:
         known = self._read("recipe.json")
         if known is None:
             with whole_file(self.path / "recipe.json", "w") as file:
-                json.dump(recipe, file, indent=1)
+                json.dump({**recipe, **({TRAINED_ON: trained_on} if trained_on else {})}, file, indent=1)
         else:
             differing = sorted(key for key in recipe if key not in WHERE and known.get(key) != recipe[key])
+            if trained_on and known.get(TRAINED_ON, trained_on) != trained_on:
+                differing.append(f"data: {known[TRAINED_ON]} then, {trained_on} now")
             if differing:
                 raise InputError(
                     f"{self.path}: holds a run of another recipe ({', '.join(differing)} differ) - choose another out"

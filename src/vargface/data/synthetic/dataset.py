@@ -7,6 +7,7 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -52,6 +53,12 @@ def _pictures(seed: int, wanted: list[tuple[int, int, str]]) -> list[bytes]:
     return [picture(seed, *one) for one in wanted]
 
 
+def _start_worker() -> None:
+    # a terminal's Ctrl-C reaches every process: the parent alone says so and ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+
+
 def _in_order(
     seed: int, batches: list[list], workers: int, report: Callable[[int], None] | None
 ) -> Iterator[tuple[list, list[bytes]]]:
@@ -60,10 +67,11 @@ def _in_order(
         if workers > 1:
             # Spawned, not forked: the caller may hold threads (MXNet's) that do not survive a fork.
             pool = stack.enter_context(
-                ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,))
+                ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
             )
-            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-            drawn: Iterable = pool.map(_pictures, [seed] * len(batches), batches)
+            futures = [pool.submit(_pictures, seed, batch) for batch in batches]
+            stack.callback(lambda: [future.cancel() for future in futures])
+            drawn: Iterable = (future.result() for future in futures)
         else:
             drawn = (_pictures(seed, batch) for batch in batches)
         for batch, images in zip(batches, drawn):

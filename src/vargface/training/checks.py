@@ -1,0 +1,47 @@
+"""What a recipe's numbers must be, asked before anything is read or written."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from easydict import EasyDict
+
+from vargface.errors import InputError
+from vargface.symbols import angular_distillation
+
+__all__ = ["check_recipe"]
+
+POSITIVE = ("batch_size", "steps", "generations", "log_every", "verify_every", "save_every", "embedding_size")
+# key -> the least and the greatest value
+RANGES = {
+    **dict.fromkeys(POSITIVE, (1, math.inf)),
+    **dict.fromkeys(("lr", "wd", "alpha", "warmup_steps"), (0, math.inf)),
+    "seed": (0, 2**31 - 1),
+    "momentum": (0, 1),
+    "lr_factor": (0, 1),
+    "final_lr": (0, math.inf),
+}
+
+
+def check_recipe(recipe: EasyDict) -> None:
+    """Raise InputError, naming key and value, where a number is out of its range or a name is not known."""
+    for key, value in recipe.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{key} = {value}: must be a finite number")
+        least, greatest = RANGES.get(key, (-math.inf, math.inf))
+        if isinstance(value, (int, float)) and not least <= value <= greatest:
+            most = f" and at most {greatest}" if greatest < math.inf else ""
+            raise InputError(f"{key} = {value}: must be at least {least}{most}")
+    if not re.fullmatch(r"[\w.-]+", recipe.role):
+        raise InputError(f"role = {recipe.role!r}: names files, so letters, digits, '_', '-' and '.' only")
+    if recipe.optimizer not in ("sgd", "adam"):
+        raise InputError(f"optimizer = {recipe.optimizer!r}: must be sgd or adam")
+    if recipe.distillation not in angular_distillation.FORMS:
+        forms = ", ".join(angular_distillation.FORMS)
+        raise InputError(f"distillation = {recipe.distillation!r}: must be one of {forms}")
+    ramp = recipe.margin_ramp
+    if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1]:
+        raise InputError(f"margin_ramp = {ramp}: must be two rising step numbers, e.g. [1000, 3000]")
+    if recipe.teacher and ramp[1] > recipe.steps:
+        raise InputError(f"margin_ramp = {ramp}: must end by steps = {recipe.steps}")
