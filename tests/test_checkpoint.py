@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import largest_file
 
 from vargface.checkpoint import load_checkpoint, load_params, matching, parse_model, save_checkpoint, write_params
 from vargface.errors import InputError
@@ -266,17 +265,6 @@ def test_a_parameter_of_another_shape_is_named_with_both(saved):
 
 
 # --- writing that fails
-
-
-@contextlib.contextmanager
-def largest_file(size: int):
-    """Let the system refuse what any file would have past `size` bytes, as a disk that is full does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

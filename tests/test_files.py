@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 
 import pytest
+from tiny import largest_file
 
 from vargface.errors import InputError
 from vargface.files import make_folder, whole_file
@@ -22,18 +22,6 @@ def full_disk(tmp_path):
         pytest.skip("may not mount a tmpfs")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.fixture
-def file_limit():
-    """Makes the system refuse to let files grow past a size: a full disk that needs no rights."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_whole_file_takes_its_name_at_the_end(tmp_path):
@@ -86,9 +74,8 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(full_disk):
     assert os.listdir(full_disk) == ["a.bin"]
 
 
-def test_what_fails_only_when_the_buffer_is_flushed_is_said(tmp_path, file_limit):
-    file_limit(10)
-    with pytest.raises(InputError, match=r"a\.bin: cannot write \(File too large\)"), whole_file(
+def test_what_fails_only_when_the_buffer_is_flushed_is_said(tmp_path):
+    with largest_file(10), pytest.raises(InputError, match=r"a\.bin: cannot write \(File too large\)"), whole_file(
         tmp_path / "a.bin"
     ) as file:
         file.write(bytes(11))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 from pathlib import Path
 
 import cv2
@@ -88,3 +90,17 @@ def make_recipe(**keys):
 def numpy_of(params: tuple[dict, dict]) -> dict[str, np.ndarray]:
     """name -> array of (args, auxs)."""
     return {name: value.asnumpy() for part in params for name, value in part.items()}
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """Let the system refuse what any file would have past `size` bytes, as a disk that is full does.
+
+    Only around the call that is tested: the limit is the process's, and pytest itself may be writing to a long file.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

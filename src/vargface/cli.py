@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vargface: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("vargface: stopped; the same command goes on from the last saved state", file=sys.stderr)
+        goes_on = (
+            "; the same command goes on from the last saved state" if arguments.command in ("train", "demo") else ""
+        )
+        print(f"vargface: stopped{goes_on}", file=sys.stderr)
         return 130
     return 0
 

@@ -51,6 +51,9 @@ class Means:
         """Take the outputs (N,) of one step, in the order of the names."""
         # a copy, not the value: the executor writes the next step's output into the same array
         self._kept.append([output.copy() for output in outputs])
+        if len(self._kept) > 1:
+            # one step may be queued behind the one that runs; more would pile up batches, and Ctrl-C would wait for all
+            self._kept[-2][0].wait_to_read()
 
     def take(self) -> dict[str, float]:
         """Return name -> mean over samples and steps, with `images_per_second`, and start anew."""
