@@ -20,6 +20,8 @@ __all__ = [
     "matching",
     "parse_model",
     "save_checkpoint",
+    "tagged",
+    "untagged",
     "write_params",
 ]
 
@@ -138,6 +140,17 @@ def matching(symbol: mx.sym.Symbol, saved: Params, source: str) -> tuple[Params,
     return found
 
 
+def tagged(args: Params, auxs: Params) -> Params:
+    """Return `args` and `auxs` as a .params file has them, with keys arg:NAME and aux:NAME."""
+    return {**{f"arg:{name}": args[name] for name in args}, **{f"aux:{name}": auxs[name] for name in auxs}}
+
+
+def untagged(params: Params) -> tuple[Params, Params]:
+    """Return (args, auxs) of `params` with keys arg:NAME and aux:NAME; other keys are left out."""
+    args, auxs = ({key[4:]: params[key] for key in params if key.startswith(kind)} for kind in ("arg:", "aux:"))
+    return args, auxs
+
+
 def save_checkpoint(prefix: str | Path, epoch: int, symbol: mx.sym.Symbol, args: Params, auxs: Params) -> str:
     """Write PREFIX-symbol.json and PREFIX-%04d.params and return "PREFIX,EPOCH".
 
@@ -147,15 +160,14 @@ def save_checkpoint(prefix: str | Path, epoch: int, symbol: mx.sym.Symbol, args:
     with whole_file(prefix.with_name(f"{prefix.name}-symbol.json"), "w") as file:
         file.write(symbol.tojson())
     attributes = symbol.attr_dict()
-    params = {}
-    for name in symbol.list_arguments():
-        if name in args:
-            # a fixed gamma is 1 whatever its array holds (weight decay shrinks it), but not every consumer knows
-            # (MXNet gives a node's attributes to all its variables, beta too)
-            fixed = name.endswith("_gamma") and attributes.get(name, {}).get("fix_gamma") == "True"
-            params[f"arg:{name}"] = mx.nd.ones_like(args[name]) if fixed else args[name]
-    params.update({f"aux:{name}": auxs[name] for name in symbol.list_auxiliary_states() if name in auxs})
-    write_params(prefix.with_name(f"{prefix.name}-{epoch:04d}.params"), params)
+    own_args = {name: args[name] for name in symbol.list_arguments() if name in args}
+    own_auxs = {name: auxs[name] for name in symbol.list_auxiliary_states() if name in auxs}
+    for name in own_args:
+        # a fixed gamma is 1 whatever its array holds (weight decay shrinks it), but not every consumer knows
+        # (MXNet gives a node's attributes to all its variables, beta too)
+        if name.endswith("_gamma") and attributes.get(name, {}).get("fix_gamma") == "True":
+            own_args[name] = mx.nd.ones_like(own_args[name])
+    write_params(prefix.with_name(f"{prefix.name}-{epoch:04d}.params"), tagged(own_args, own_auxs))
     return f"{prefix},{epoch}"
 
 

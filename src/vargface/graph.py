@@ -7,7 +7,7 @@ and what was trained in a rewritten graph is saved with the original one.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 from vargface.runtime import mx
 
@@ -19,7 +19,7 @@ Shape = tuple
 
 
 class Place(NamedTuple):
-    """A node under rewriting: as it was, its inputs in the new graph, and their shapes (0 where the batch counts)."""
+    """A node under rewriting: as it was, its inputs in the new graph, and their shapes for one image."""
 
     op: str
     name: str
@@ -42,8 +42,7 @@ class Writer:
         return [len(self.nodes) - 1, 0, 0]
 
 
-# Callable[[Place, Writer], Entry | None]; as a string, which Python 3.8 can read
-Rule = "Callable"
+Rule = Callable[[Place, Writer], Optional[Entry]]
 
 
 def rewrite(symbol: mx.sym.Symbol, rules: list[Rule], image_size: tuple[int, int] = (112, 112)) -> mx.sym.Symbol:

@@ -16,7 +16,7 @@ import numpy as np
 from easydict import EasyDict
 from tqdm import tqdm
 
-from vargface.checkpoint import Checkpoint, Params, load_checkpoint, matching
+from vargface.checkpoint import Checkpoint, Params, load_checkpoint, matching, tagged
 from vargface.data.iterator import FaceIterator
 from vargface.data.packs import Pack
 from vargface.data.records import FaceRecords
@@ -65,13 +65,13 @@ def train(recipe: EasyDict) -> list[RunFolder]:
     if recipe.batch_size % len(devices):
         raise InputError(f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts")
     teacher = _teacher(recipe, devices[0])
-    initial = _initial(recipe, network)
+    initial = _loaded(recipe.init, network) if recipe.init else None
+    trained_on = f"{len(records)} images of {records.num_identities} identities"
     make_folder(recipe.out)
     folders: list[RunFolder] = []
     weights = None
     for generation in range(1, recipe.generations + 1):
         path = Path(recipe.out) if generation == 1 else Path(recipe.out) / f"gen-{generation}"
-        trained_on = f"{len(records)} images of {records.num_identities} identities"
         folder = RunFolder(path, recipe, trained_on)
         folders.append(folder)
         if folder.result is None:
@@ -108,17 +108,11 @@ def _teacher(recipe: EasyDict, device: mx.Context) -> FrozenNetwork | None:
     return FrozenNetwork(checkpoint, VERIFY_BATCH, device)
 
 
-def _initial(recipe: EasyDict, network: mx.sym.Symbol) -> tuple[Params, Params] | None:
-    return _loaded(recipe.init, network) if recipe.init else None
-
-
 def _loaded(model: str, network: mx.sym.Symbol) -> tuple[Params, Params]:
     """Return the weights of checkpoint `model`; raises InputError where it is of another network."""
     checkpoint = load_checkpoint(model)
-    saved = {f"arg:{name}": value for name, value in checkpoint.args.items()}
-    saved.update({f"aux:{name}": value for name, value in checkpoint.auxs.items()})
     logger.info("%s: weights to start from; it has no class centres (fc7), these start anew", model)
-    return matching(network, saved, model)
+    return matching(network, tagged(checkpoint.args, checkpoint.auxs), model)
 
 
 class _Generation:
@@ -271,7 +265,7 @@ class _Generation:
             self._best = {"number": self._number, "score": score, "packs": packs}
         self._folder.save(self._number, self._network, params, keep={self._best["number"]})
         self._verified = self._step
-        self._save_state(params)
+        self._folder.amend_state(self._place())
 
     def _save_state(self, params: tuple[Params, Params]) -> None:
         if not all(np.isfinite(mx.nd.norm(value).asscalar()) for value in params[0].values()):
@@ -279,5 +273,8 @@ class _Generation:
                 f"{self._folder.path}: diverged by step {self._step}, a weight is not finite - lower lr, or a longer "
                 "warmup_steps; the state before it is kept"
             )
-        place = {"step": self._step, "number": self._number, "best": self._best, "verified": self._verified}
-        self._folder.save_state(place, params, self._updater.get_states())
+        self._folder.save_state(self._place(), params, self._updater.get_states())
+
+    def _place(self) -> dict[str, Any]:
+        """Return what a state says beside its arrays; `_resume` takes it back."""
+        return {"step": self._step, "number": self._number, "best": self._best, "verified": self._verified}

@@ -9,7 +9,7 @@ from typing import Any
 
 from easydict import EasyDict
 
-from vargface.checkpoint import Params, load_params, save_checkpoint, write_params
+from vargface.checkpoint import Params, load_params, save_checkpoint, tagged, untagged, write_params
 from vargface.errors import InputError
 from vargface.files import make_folder, whole_file
 from vargface.runtime import mx
@@ -86,30 +86,30 @@ class RunFolder:
     def save_state(self, state: dict[str, Any], params: tuple[Params, Params], optimizer: bytes) -> None:
         """Write what training goes on from; the state before it is kept until this one is whole."""
         folder = make_folder(self.path / "state")
-        step = state["step"]
-        tagged = {f"arg:{name}": value for name, value in params[0].items()}
-        tagged.update({f"aux:{name}": value for name, value in params[1].items()})
-        write_params(folder / f"{step:08d}.params", tagged)
-        with whole_file(folder / f"{step:08d}.optimizer") as file:
+        stem = folder / f"{state['step']:08d}"
+        write_params(stem.with_suffix(".params"), tagged(*params))
+        with whole_file(stem.with_suffix(".optimizer")) as file:
             file.write(optimizer)
         # written last: a state without it is not looked at
-        with whole_file(folder / f"{step:08d}.json", "w") as file:
-            json.dump(state, file)
+        self.amend_state(state)
         for old in sorted(folder.glob("*.json"))[:-2]:
             old.unlink()
             for suffix in (".params", ".optimizer"):
                 with contextlib.suppress(FileNotFoundError):
                     old.with_suffix(suffix).unlink()
 
+    def amend_state(self, state: dict[str, Any]) -> None:
+        """Write anew what the saved state of this step says, its weights and optimiser as they are."""
+        with whole_file(self.path / "state" / f"{state['step']:08d}.json", "w") as file:
+            json.dump(state, file)
+
     def load_state(self) -> tuple[dict[str, Any], tuple[Params, Params], bytes] | None:
         """Return the newest state as it was given to `save_state`, or None."""
         states = sorted((self.path / "state").glob("*.json"))
         if not states:
             return None
-        params = load_params(states[-1].with_suffix(".params"))
-        args = {key[4:]: value for key, value in params.items() if key.startswith("arg:")}
-        auxs = {key[4:]: value for key, value in params.items() if key.startswith("aux:")}
-        return json.loads(states[-1].read_text()), (args, auxs), states[-1].with_suffix(".optimizer").read_bytes()
+        params = untagged(load_params(states[-1].with_suffix(".params")))
+        return json.loads(states[-1].read_text()), params, states[-1].with_suffix(".optimizer").read_bytes()
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
