@@ -44,3 +44,54 @@ def real_faces() -> Path:
 def spec() -> Path:
     """The folder of facts about the originals: parameter tables and golden vectors."""
     return _shared("VARGFACE_SPEC", ROOT.parent / "shared" / "spec")
+
+
+# the fixtures below load MXNet, so their imports wait until a test asks for one
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A data folder of two dozen images, not to be written to."""
+    import tiny
+
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    """PREFIX,EPOCH of a teacher for it."""
+    import tiny
+
+    return tiny.make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def make(data, tmp_path, monkeypatch):
+    """Makes recipes of a tiny network on the tiny data set, into tmp_path/run."""
+    import tiny
+
+    from vargface.training import fit
+
+    monkeypatch.setattr(fit, "network_symbol", lambda recipe: tiny.network())
+
+    def recipe(**keys):
+        return tiny.make_recipe(**{"data": data, "out": tmp_path / "run", "steps": 4, **keys})
+
+    return recipe
+
+
+@pytest.fixture
+def with_dropout(make, monkeypatch):
+    """Like `make`, with dropout before the network's last layer."""
+    import tiny
+
+    from vargface.runtime import mx
+    from vargface.training import fit
+
+    def network(recipe):
+        hidden = tiny.network().get_internals()["relu1_output"]
+        hidden = mx.sym.Dropout(mx.sym.Flatten(hidden), p=0.4, name="dropout0")
+        return mx.sym.FullyConnected(hidden, num_hidden=tiny.DIMENSIONS, name="fc1")
+
+    monkeypatch.setattr(fit, "network_symbol", network)
+    return make

@@ -34,16 +34,6 @@ def tiny_network(monkeypatch):
     monkeypatch.setattr(fit, "network_symbol", lambda recipe: tiny.network())
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return tiny.make_teacher(tmp_path_factory.mktemp("teacher"))
-
-
 @pytest.fixture
 def arguments(data, tmp_path):
     """`train` with the tiny recipe's keys, others in their place where given."""
@@ -189,14 +179,9 @@ def test_a_folder_that_may_not_be_written_to(arguments, capsys, tiny_network):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for the first files of a run; skips where this process may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    """A file system with room for the first files of a run."""
+    with tiny.small_disk(tmp_path / "disk", "40k") as folder:
+        yield folder
 
 
 def test_a_full_disk_leaves_whole_files_and_the_run_goes_on_elsewhere(

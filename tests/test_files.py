@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 import pytest
-from tiny import largest_file
+from tiny import largest_file, small_disk
 
 from vargface.errors import InputError
 from vargface.files import make_folder, whole_file
@@ -14,14 +13,9 @@ from vargface.files import make_folder, whole_file
 
 @pytest.fixture
 def full_disk(tmp_path):
-    """A file system of 64 KiB; skips where this process may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    """A file system of 64 KiB."""
+    with small_disk(tmp_path / "disk", "64k") as folder:
+        yield folder
 
 
 def test_a_whole_file_takes_its_name_at_the_end(tmp_path):

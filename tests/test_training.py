@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import pickle
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +24,6 @@ from vargface.training.schedule import learning_rate_schedule
 from vargface.training.verifier import find_packs, verify_packs
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return tiny.make_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture
-def make(data, tmp_path, monkeypatch):
-    """Makes recipes of a tiny network on the tiny data set, into tmp_path/run."""
-    monkeypatch.setattr(fit, "network_symbol", lambda recipe: tiny.network())
-
-    def recipe(**keys):
-        return tiny.make_recipe(**{"data": data, "out": tmp_path / "run", "steps": 4, **keys})
-
-    return recipe
-
-
 @pytest.fixture
 def without_norm(make, monkeypatch):
     """Like `make`, with a network in which no sample of a batch sees another."""
@@ -55,58 +31,8 @@ def without_norm(make, monkeypatch):
     return make
 
 
-@pytest.fixture
-def with_dropout(make, monkeypatch):
-    """Like `make`, with dropout before the network's last layer."""
-
-    def network(recipe):
-        hidden = tiny.network().get_internals()["relu1_output"]
-        hidden = mx.sym.Dropout(mx.sym.Flatten(hidden), p=0.4, name="dropout0")
-        return mx.sym.FullyConnected(hidden, num_hidden=tiny.DIMENSIONS, name="fc1")
-
-    monkeypatch.setattr(fit, "network_symbol", network)
-    return make
-
-
-def state(folder: RunFolder) -> dict[str, np.ndarray]:
-    """All weights after the last step, class centres and moving statistics included."""
-    return tiny.numpy_of(folder.load_state()[1])
-
-
-def equal(one: dict, other: dict) -> None:
-    """Equal to the last bit."""
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
-def rows(path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def column(folder: RunFolder, name: str) -> list[float]:
-    return [float(row[name]) for row in rows(folder.path / "log.csv")]
-
-
-def optimizer_state(folder: RunFolder) -> list[np.ndarray]:
-    """The optimiser's arrays, in the order of the parameters."""
-    found = pickle.loads(folder.load_state()[2])
-    flat = (entry if isinstance(entry, tuple) else (entry,) for _, entry in sorted(found.items()))
-    return [array.asnumpy() for arrays in flat for array in arrays]
-
-
-def interrupt(monkeypatch, at: int, generation: int = 1) -> None:
-    """Let Ctrl-C come before step `at` + 1 of a generation."""
-    whole = fit._Generation._train_step
-
-    def step(self, means):
-        if self._step == at and (self._folder.path.name == f"gen-{generation}") == (generation > 1):
-            monkeypatch.setattr(fit._Generation, "_train_step", whole)
-            raise KeyboardInterrupt
-        whole(self, means)
-
-    monkeypatch.setattr(fit._Generation, "_train_step", step)
+    return [float(row[name]) for row in tiny.rows(folder.path / "log.csv")]
 
 
 # --- what is learned
@@ -125,7 +51,7 @@ def test_both_losses_fall_and_the_student_nears_the_teacher(make, teacher):
 def test_a_teacher_is_trained_by_the_same_loop(make):
     (folder,) = train(make(role="teacher", steps=30, lr=0.05, log_every=10))
     assert column(folder, "margin_loss")[-1] < 0.8 * column(folder, "margin_loss")[0]
-    assert "distillation_loss" not in rows(folder.path / "log.csv")[0]
+    assert "distillation_loss" not in tiny.rows(folder.path / "log.csv")[0]
     assert load_checkpoint(f"{folder.path}/teacher,1").embedding_size == tiny.DIMENSIONS
 
 
@@ -144,7 +70,7 @@ def test_the_teacher_is_the_same_after_training_as_before(make, teacher, monkeyp
     train(make(teacher=teacher))
     (network,) = (network for network, source in made if source == teacher)
     mx.nd.waitall()
-    equal({name: array[0].asnumpy() for name, array in executor_arrays(network._module)}, due)
+    tiny.equal({name: array[0].asnumpy() for name, array in executor_arrays(network._module)}, due)
     assert Path(f"{prefix}-0003.params").read_bytes() == before
 
 
@@ -156,7 +82,7 @@ def executor_arrays(module):
 
 def test_training_starts_as_the_authors_advise(make):
     (folder,) = train(make(steps=1, lr=0))
-    found = state(folder)
+    found = tiny.state(folder)
     assert set(found["relu1_gamma"]) == {0.25}
     assert set(found["bn1_gamma"]) == {1}
     assert set(found["bn1_beta"]) == {0}
@@ -170,7 +96,7 @@ def test_the_rate_logged_is_the_schedules(make):
     (folder,) = train(recipe)
     schedule = learning_rate_schedule(recipe)
     assert column(folder, "lr") == pytest.approx([schedule(step) for step in range(1, 7)], rel=1e-5)
-    assert [row["step"] for row in rows(folder.path / "log.csv")] == list("123456")
+    assert [row["step"] for row in tiny.rows(folder.path / "log.csv")] == list("123456")
 
 
 def test_the_first_update_is_the_rate_times_the_mean_gradient(without_norm, tmp_path, monkeypatch):
@@ -185,17 +111,17 @@ def test_the_first_update_is_the_rate_times_the_mean_gradient(without_norm, tmp_
 
     monkeypatch.setattr(mx.mod.Module, "update", update)
     keys = {"steps": 1, "wd": 0, "schedule": "step"}
-    before = state(train(without_norm(**keys, lr=0, out=tmp_path / "before"))[0])
-    after = state(train(without_norm(**keys, lr=0.5, out=tmp_path / "after"))[0])
+    before = tiny.state(train(without_norm(**keys, lr=0, out=tmp_path / "before"))[0])
+    after = tiny.state(train(without_norm(**keys, lr=0.5, out=tmp_path / "after"))[0])
     for name, gradient in gradients.items():
         np.testing.assert_allclose(after[name], before[name] - 0.5 * gradient / 4, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_weight_decay_is_on_every_parameter(make, tmp_path):
     keys = {"steps": 1, "schedule": "step", "lr": 0.1}
-    start = state(train(make(**keys | {"lr": 0}, out=tmp_path / "start"))[0])
-    without = state(train(make(**keys, wd=0, out=tmp_path / "without"))[0])
-    decayed = state(train(make(**keys, wd=0.5, out=tmp_path / "with"))[0])
+    start = tiny.state(train(make(**keys | {"lr": 0}, out=tmp_path / "start"))[0])
+    without = tiny.state(train(make(**keys, wd=0, out=tmp_path / "without"))[0])
+    decayed = tiny.state(train(make(**keys, wd=0.5, out=tmp_path / "with"))[0])
     seen = {"weight": 0, "gamma": 0, "bias": 0, "beta": 0}
     for name, was in start.items():
         kind = name.rpartition("_")[2]
@@ -210,8 +136,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_others(make, tmp_path)
     first, again, other = (
         train(make(out=tmp_path / out, seed=seed))[0] for out, seed in [("a", 3), ("b", 3), ("c", 4)]
     )
-    equal(state(first), state(again))
-    assert np.abs(state(first)["conv1_weight"] - state(other)["conv1_weight"]).max() > 1e-3
+    tiny.equal(tiny.state(first), tiny.state(again))
+    assert np.abs(tiny.state(first)["conv1_weight"] - tiny.state(other)["conv1_weight"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -219,9 +145,9 @@ def test_two_contexts_learn_what_one_does(without_norm, teacher, tmp_path, optim
     keys = {"teacher": teacher, "steps": 5, "verify_every": 3, "margin_ramp": "1,3", "optimizer": optimizer, "lr": 0.01}
     one = train(without_norm(**keys, context="cpu", out=tmp_path / "one"))[0]
     two = train(without_norm(**keys, context="cpu(0),cpu(1)", out=tmp_path / "two"))[0]
-    for name, value in state(one).items():
+    for name, value in tiny.state(one).items():
         np.testing.assert_allclose(
-            state(two)[name], value, rtol=1e-3, atol=1e-4 * np.abs(value).max() + 1e-7, err_msg=name
+            tiny.state(two)[name], value, rtol=1e-3, atol=1e-4 * np.abs(value).max() + 1e-7, err_msg=name
         )
     for name in ("margin_loss", "distillation_loss", "embedding_norm"):
         assert column(two, name) == pytest.approx(column(one, name), rel=1e-3)
@@ -253,8 +179,8 @@ def test_a_run_folder(make, data):
     found = sorted(os.listdir(folder.path))
     assert [name for name in found if name in due] == due
     assert all(name.startswith("student-000") for name in set(found) - {*due, "verification.csv"})
-    assert [row["step"] for row in rows(folder.path / "log.csv")] == ["2", "4", "5"]
-    places = [(row["step"], row["number"], row["pack"]) for row in rows(folder.path / "verification.csv")]
+    assert [row["step"] for row in tiny.rows(folder.path / "log.csv")] == ["2", "4", "5"]
+    places = [(row["step"], row["number"], row["pack"]) for row in tiny.rows(folder.path / "verification.csv")]
     assert places == [("2", "1", "pairs"), ("4", "2", "pairs"), ("5", "3", "pairs")]
     assert folder.result["last"] == 3
     assert folder.result["step"] == 5
@@ -325,8 +251,8 @@ def test_a_narrow_vargfacenet_loads_as_insightface_loads_it(data, tmp_path, teac
     np.testing.assert_allclose(
         FrozenNetwork(load_checkpoint(folder.model(1)))(images), embeddings, rtol=1e-3, atol=1e-3
     )
-    equal(
-        {name: value for name, value in state(folder).items() if name in args},
+    tiny.equal(
+        {name: value for name, value in tiny.state(folder).items() if name in args},
         {k: v.asnumpy() for k, v in args.items()},
     )
 
@@ -339,7 +265,7 @@ def test_a_generation_starts_from_the_last_weights_of_the_one_before_it(make, te
     assert second.path == first.path / "gen-2"
     nothing_learned = train(make(teacher=teacher, generations=2, steps=1, lr=0, out=first.path.parent / "still"))
     learned = [folder.load_state()[1][0] for folder in nothing_learned]
-    equal(*({name: value.asnumpy() for name, value in args.items()} for args in learned))
+    tiny.equal(*({name: value.asnumpy() for name, value in args.items()} for args in learned))
     assert column(second, "teacher_cosine")[0] > column(first, "teacher_cosine")[0]
 
 
@@ -350,7 +276,7 @@ def test_each_generation_has_its_own_verified_checkpoint(make, teacher):
         assert folder.result["packs"]["pairs"]["pairs"] == 10
         assert folder.result["best"] == 1
         load_checkpoint(folder.model(1))
-    first, second, third = map(state, folders)
+    first, second, third = map(tiny.state, folders)
     assert np.abs(first["conv1_weight"] - second["conv1_weight"]).max() > 1e-5
     assert np.abs(second["conv1_weight"] - third["conv1_weight"]).max() > 1e-5
 
@@ -370,7 +296,7 @@ def test_a_generation_goes_over_the_data_in_another_order(make, teacher, monkeyp
 def test_a_generation_whose_forerunner_has_lost_its_state_starts_from_the_checkpoint(make, teacher):
     recipe = make(teacher=teacher, generations=2, steps=2)
     first, second = train(recipe)
-    learned = state(first)
+    learned = tiny.state(first)
     for folder in (first.path / "state", second.path / "state"):
         for file in folder.iterdir():
             file.unlink()
@@ -384,108 +310,7 @@ def test_a_generation_whose_forerunner_has_lost_its_state_starts_from_the_checkp
     (start,) = starts
     found = tiny.numpy_of(start)
     assert "fc7_weight" not in found
-    equal(found, {name: learned[name] for name in found})
-
-
-# --- going on
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"optimizer": "sgd"},
-        {"optimizer": "adam", "lr": 0.01},
-        {"schedule": "step", "lr_steps": "3,7,9"},
-        {"schedule": "poly", "warmup_steps": 6},
-        {"distil": True, "margin_ramp": "2,7"},
-    ],
-)
-def test_a_resumed_run_ends_in_the_same_weights(make, teacher, tmp_path, monkeypatch, keys):
-    if keys.pop("distil", False):
-        keys["teacher"] = teacher
-    keys = {"steps": 11, "verify_every": 4, "log_every": 1, **keys}  # the state at step 8 is past the first epoch of 6
-    (straight,) = train(make(**keys, out=tmp_path / "straight"))
-    for at in (2, 6, 10):
-        interrupt(monkeypatch, at)
-        with pytest.raises(KeyboardInterrupt):
-            train(make(**keys))
-        assert RunFolder(tmp_path / "run", make(**keys)).result is None
-    (resumed,) = train(make(**keys))
-    equal(state(resumed), state(straight))
-    for one, other in zip(optimizer_state(resumed), optimizer_state(straight)):
-        np.testing.assert_array_equal(one, other)
-    assert resumed.result == straight.result
-    assert rows(resumed.path / "log.csv")[-1]["margin_loss"] == rows(straight.path / "log.csv")[-1]["margin_loss"]
-
-
-def test_a_resumed_run_drops_the_same(with_dropout, tmp_path, monkeypatch):
-    keys = {"steps": 6, "verify_every": 2}
-    (straight,) = train(with_dropout(**keys, out=tmp_path / "straight"))
-    interrupt(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
-        train(with_dropout(**keys))
-    (resumed,) = train(with_dropout(**keys))
-    equal(state(resumed), state(straight))
-
-
-def test_dropout_draws_anew_each_step(with_dropout, tmp_path):
-    one, other = (train(with_dropout(steps=3, seed=seed, out=tmp_path / str(seed)))[0] for seed in (0, 1))
-    assert np.abs(state(one)["fc1_weight"] - state(other)["fc1_weight"]).max() > 1e-4
-
-
-def test_resuming_in_a_later_generation_leaves_the_first_alone(make, teacher, tmp_path, monkeypatch):
-    keys = {"teacher": teacher, "generations": 2, "steps": 5, "verify_every": 2}
-    straight = train(make(**keys, out=tmp_path / "straight"))
-    interrupt(monkeypatch, 3, generation=2)
-    with pytest.raises(KeyboardInterrupt):
-        train(make(**keys))
-    before = (tmp_path / "run" / "student-0003.params").stat().st_mtime_ns
-    resumed = train(make(**keys))
-    assert (tmp_path / "run" / "student-0003.params").stat().st_mtime_ns == before
-    for one, other in zip(resumed, straight):
-        equal(state(one), state(other))
-
-
-def test_an_interruption_before_the_first_state_starts_again(make, tmp_path, monkeypatch):
-    (straight,) = train(make(out=tmp_path / "straight"))
-    interrupt(monkeypatch, 2)
-    with pytest.raises(KeyboardInterrupt):
-        train(make())
-    equal(state(train(make())[0]), state(straight))
-
-
-def test_a_run_killed_after_its_last_state_is_only_finished(make, monkeypatch):
-    recipe = make()
-    (folder,) = train(recipe)
-    result, weights = folder.result, state(folder)
-    (folder.path / "result.json").unlink()
-    interrupt(monkeypatch, recipe.steps)
-    (again,) = train(recipe)
-    assert again.result == result
-    equal(state(again), weights)
-
-
-def test_a_finished_run_is_not_run_again(make, teacher, monkeypatch):
-    recipe = make(teacher=teacher, generations=2)
-    folders = train(recipe)
-    before = {path: path.stat().st_mtime_ns for path in folders[0].path.rglob("*")}
-
-    def never(*_):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(fit, "_Generation", never)
-    again = train(recipe)
-    assert [folder.path for folder in again] == [folder.path for folder in folders]
-    assert [folder.result for folder in again] == [folder.result for folder in folders]
-    assert {path: path.stat().st_mtime_ns for path in folders[0].path.rglob("*")} == before
-
-
-def test_another_recipe_in_the_same_folder_is_refused(make):
-    (folder,) = train(make())
-    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
-    with pytest.raises(InputError, match=r"run: holds a run of another recipe \(lr, m2 differ\) - choose another out"):
-        train(make(lr=0.5, m2=0.2))
-    assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+    tiny.equal(found, {name: learned[name] for name in found})
 
 
 # --- weights to start from
@@ -494,8 +319,8 @@ def test_another_recipe_in_the_same_folder_is_refused(make):
 def test_init_gives_the_weights(make, teacher):
     (folder,) = train(make(init=teacher, lr=0, steps=1))
     learned = tiny.numpy_of((load_checkpoint(teacher).args, {}))
-    equal({name: state(folder)[name] for name in learned}, learned)
-    assert state(folder)["fc7_weight"].std() == pytest.approx(0.01, rel=0.3)
+    tiny.equal({name: tiny.state(folder)[name] for name in learned}, learned)
+    assert tiny.state(folder)["fc7_weight"].std() == pytest.approx(0.01, rel=0.3)
 
 
 def test_init_of_another_network_is_refused(make, tmp_path):
@@ -580,24 +405,6 @@ def test_a_recipe_is_kept_as_it_was_run(make):
     assert json.loads((folder.path / "recipe.json").read_text())["lr"] == 0.125
 
 
-def test_ctrl_c_saves_the_step_and_the_rerun_ends_as_the_straight_run(make, monkeypatch, tmp_path):
-    straight = train(make(steps=6, out=tmp_path / "straight"))[0]
-    steps = iter(range(6))
-    original = fit._Generation._train_step
-
-    def step_with_signal(self, means):
-        if next(steps) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        original(self, means)
-
-    monkeypatch.setattr(fit._Generation, "_train_step", step_with_signal)
-    with pytest.raises(KeyboardInterrupt):
-        train(make(steps=6, out=tmp_path / "stopped"))
-    assert (tmp_path / "stopped" / "state" / "00000003.json").exists()
-    monkeypatch.setattr(fit._Generation, "_train_step", original)
-    equal(state(straight), state(train(make(steps=6, out=tmp_path / "stopped"))[0]))
-
-
 def test_a_fixed_gamma_is_saved_as_one_whatever_weight_decay_made_of_it(tmp_path):
     data = mx.sym.Variable("data")
     free = mx.sym.BatchNorm(mx.sym.Flatten(data), fix_gamma=False, name="free")
@@ -610,13 +417,6 @@ def test_a_fixed_gamma_is_saved_as_one_whatever_weight_decay_made_of_it(tmp_path
         "fc1_gamma": 1.0,
         "free_gamma": 0.5,
     }
-
-
-def test_another_data_set_is_refused_in_the_same_run_folder(make, tmp_path):
-    train(make())
-    larger = tiny.make_data(tmp_path / "larger", each=tiny.EACH + 1)
-    with pytest.raises(InputError, match="24 images of 4 identities then, 28 images of 4 identities now"):
-        train(make(data=larger))
 
 
 def test_a_diverged_run_says_so_and_keeps_the_finite_state(make, tmp_path):
@@ -634,17 +434,3 @@ def test_values_that_cannot_be_meant_are_refused_before_anything_is_written(make
     with pytest.raises(InputError, match=key):
         train(make(**{key: value}))
     assert not (tmp_path / "run").exists()
-
-
-def test_ctrl_c_in_the_last_step_ends_the_generation_and_begins_no_other(make, monkeypatch, tmp_path):
-    original = fit._Generation._verify_and_save
-
-    def verify_with_signal(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        original(self)
-
-    monkeypatch.setattr(fit._Generation, "_verify_and_save", verify_with_signal)
-    with pytest.raises(KeyboardInterrupt):
-        train(make(generations=2))
-    assert (tmp_path / "run" / "result.json").exists()
-    assert not (tmp_path / "run" / "gen-2").exists()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import resource
+import subprocess
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from vargface.checkpoint import save_checkpoint
 from vargface.data.packs import write_pack
@@ -104,3 +107,34 @@ def largest_file(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def state(folder) -> dict[str, np.ndarray]:
+    """All weights after the last step, class centres and moving statistics included."""
+    return numpy_of(folder.load_state()[1])
+
+
+def equal(one: dict, other: dict) -> None:
+    """Equal to the last bit."""
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def rows(path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str):
+    """Mount a file system of `size`, e.g. "64k", on a new folder; skips where this process may not mount one."""
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
+        pytest.skip("may not mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

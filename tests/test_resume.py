@@ -1,0 +1,176 @@
+"""What goes on from a run folder: a stopped run ends as the straight one would, any other is left alone."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+
+import numpy as np
+import pytest
+import tiny
+
+from vargface.errors import InputError
+from vargface.training import fit
+from vargface.training.fit import train
+from vargface.training.run_folder import RunFolder
+
+
+def optimizer_state(folder: RunFolder) -> list[np.ndarray]:
+    """The optimiser's arrays, in the order of the parameters."""
+    found = pickle.loads(folder.load_state()[2])
+    flat = (entry if isinstance(entry, tuple) else (entry,) for _, entry in sorted(found.items()))
+    return [array.asnumpy() for arrays in flat for array in arrays]
+
+
+def interrupt(monkeypatch, at: int, generation: int = 1) -> None:
+    """Let Ctrl-C come before step `at` + 1 of a generation."""
+    whole = fit._Generation._train_step
+
+    def step(self, means):
+        if self._step == at and (self._folder.path.name == f"gen-{generation}") == (generation > 1):
+            monkeypatch.setattr(fit._Generation, "_train_step", whole)
+            raise KeyboardInterrupt
+        whole(self, means)
+
+    monkeypatch.setattr(fit._Generation, "_train_step", step)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "adam", "lr": 0.01},
+        {"schedule": "step", "lr_steps": "3,7,9"},
+        {"schedule": "poly", "warmup_steps": 6},
+        {"distil": True, "margin_ramp": "2,7"},
+    ],
+)
+def test_a_resumed_run_ends_in_the_same_weights(make, teacher, tmp_path, monkeypatch, keys):
+    if keys.pop("distil", False):
+        keys["teacher"] = teacher
+    keys = {"steps": 11, "verify_every": 4, "log_every": 1, **keys}  # the state at step 8 is past the first epoch of 6
+    (straight,) = train(make(**keys, out=tmp_path / "straight"))
+    for at in (2, 6, 10):
+        interrupt(monkeypatch, at)
+        with pytest.raises(KeyboardInterrupt):
+            train(make(**keys))
+        assert RunFolder(tmp_path / "run", make(**keys)).result is None
+    (resumed,) = train(make(**keys))
+    tiny.equal(tiny.state(resumed), tiny.state(straight))
+    for one, other in zip(optimizer_state(resumed), optimizer_state(straight)):
+        np.testing.assert_array_equal(one, other)
+    assert resumed.result == straight.result
+    assert (
+        tiny.rows(resumed.path / "log.csv")[-1]["margin_loss"]
+        == tiny.rows(straight.path / "log.csv")[-1]["margin_loss"]
+    )
+
+
+def test_a_resumed_run_drops_the_same(with_dropout, tmp_path, monkeypatch):
+    keys = {"steps": 6, "verify_every": 2}
+    (straight,) = train(with_dropout(**keys, out=tmp_path / "straight"))
+    interrupt(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(with_dropout(**keys))
+    (resumed,) = train(with_dropout(**keys))
+    tiny.equal(tiny.state(resumed), tiny.state(straight))
+
+
+def test_dropout_draws_anew_each_step(with_dropout, tmp_path):
+    one, other = (train(with_dropout(steps=3, seed=seed, out=tmp_path / str(seed)))[0] for seed in (0, 1))
+    assert np.abs(tiny.state(one)["fc1_weight"] - tiny.state(other)["fc1_weight"]).max() > 1e-4
+
+
+def test_resuming_in_a_later_generation_leaves_the_first_alone(make, teacher, tmp_path, monkeypatch):
+    keys = {"teacher": teacher, "generations": 2, "steps": 5, "verify_every": 2}
+    straight = train(make(**keys, out=tmp_path / "straight"))
+    interrupt(monkeypatch, 3, generation=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(**keys))
+    before = (tmp_path / "run" / "student-0003.params").stat().st_mtime_ns
+    resumed = train(make(**keys))
+    assert (tmp_path / "run" / "student-0003.params").stat().st_mtime_ns == before
+    for one, other in zip(resumed, straight):
+        tiny.equal(tiny.state(one), tiny.state(other))
+
+
+def test_an_interruption_before_the_first_state_starts_again(make, tmp_path, monkeypatch):
+    (straight,) = train(make(out=tmp_path / "straight"))
+    interrupt(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(make())
+    tiny.equal(tiny.state(train(make())[0]), tiny.state(straight))
+
+
+def test_a_run_killed_after_its_last_state_is_only_finished(make, monkeypatch):
+    recipe = make()
+    (folder,) = train(recipe)
+    result, weights = folder.result, tiny.state(folder)
+    (folder.path / "result.json").unlink()
+    interrupt(monkeypatch, recipe.steps)
+    (again,) = train(recipe)
+    assert again.result == result
+    tiny.equal(tiny.state(again), weights)
+
+
+def test_a_finished_run_is_not_run_again(make, teacher, monkeypatch):
+    recipe = make(teacher=teacher, generations=2)
+    folders = train(recipe)
+    before = {path: path.stat().st_mtime_ns for path in folders[0].path.rglob("*")}
+
+    def never(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(fit, "_Generation", never)
+    again = train(recipe)
+    assert [folder.path for folder in again] == [folder.path for folder in folders]
+    assert [folder.result for folder in again] == [folder.result for folder in folders]
+    assert {path: path.stat().st_mtime_ns for path in folders[0].path.rglob("*")} == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(make):
+    (folder,) = train(make())
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+    with pytest.raises(InputError, match=r"run: holds a run of another recipe \(lr, m2 differ\) - choose another out"):
+        train(make(lr=0.5, m2=0.2))
+    assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+
+
+def test_another_data_set_is_refused_in_the_same_run_folder(make, tmp_path):
+    train(make())
+    larger = tiny.make_data(tmp_path / "larger", each=tiny.EACH + 1)
+    with pytest.raises(InputError, match="24 images of 4 identities then, 28 images of 4 identities now"):
+        train(make(data=larger))
+
+
+def test_ctrl_c_saves_the_step_and_the_rerun_ends_as_the_straight_run(make, monkeypatch, tmp_path):
+    straight = train(make(steps=6, out=tmp_path / "straight"))[0]
+    steps = iter(range(6))
+    original = fit._Generation._train_step
+
+    def step_with_signal(self, means):
+        if next(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, means)
+
+    monkeypatch.setattr(fit._Generation, "_train_step", step_with_signal)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(steps=6, out=tmp_path / "stopped"))
+    assert (tmp_path / "stopped" / "state" / "00000003.json").exists()
+    monkeypatch.setattr(fit._Generation, "_train_step", original)
+    tiny.equal(tiny.state(straight), tiny.state(train(make(steps=6, out=tmp_path / "stopped"))[0]))
+
+
+def test_ctrl_c_in_the_last_step_ends_the_generation_and_begins_no_other(make, monkeypatch, tmp_path):
+    original = fit._Generation._verify_and_save
+
+    def verify_with_signal(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        original(self)
+
+    monkeypatch.setattr(fit._Generation, "_verify_and_save", verify_with_signal)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(generations=2))
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "gen-2").exists()
