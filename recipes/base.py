@@ -20,6 +20,7 @@ recipe = EasyDict(
     output="E",  # resnet: E (dropout) or FC
     embedding_size=512,
     init="",  # PREFIX,EPOCH of the weights to start from; empty: scratch
+    residual_gamma=1.0,  # from scratch: gamma of the batch norm that closes each residual body
     # --- losses
     scale=64.0,  # s of s*(cos(m1*theta + m2) - m3)
     m1=1.0,

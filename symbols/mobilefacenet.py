@@ -11,12 +11,14 @@ from __future__ import annotations
 from vargface.runtime import mx
 from vargface.symbols.layers import batch_norm, embedding_layer, prelu, scaled_input
 
-__all__ = ["VARIANTS", "get_symbol"]
+__all__ = ["RESIDUAL_NORM", "VARIANTS", "get_symbol"]
 
 # blocks before and between the three down-samplings, and the embedding's size
 VARIANTS = {"y1": ((1, 4, 6, 2), 128), "y2": ((2, 8, 16, 4), 256)}
 # InsightFace leaves MXNet's default here, unlike in its other networks
 EPS = 1e-3
+# the batch norms that close the body of a block, before the shortcut is added: a pattern of their names' end
+RESIDUAL_NORM = r"_block\d+_conv_proj_batchnorm"
 
 
 def _conv(data, channels: int, name: str, *, kernel: int = 1, stride: int = 1, pad: int = 0, groups: int = 1, act=True):

@@ -8,11 +8,13 @@ from __future__ import annotations
 from vargface.runtime import mx
 from vargface.symbols.layers import batch_norm, embedding_layer, prelu, scaled_input
 
-__all__ = ["OUTPUTS", "STAGE_UNITS", "get_symbol"]
+__all__ = ["OUTPUTS", "RESIDUAL_NORM", "STAGE_UNITS", "get_symbol"]
 
 STAGE_UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 WIDTHS = (64, 64, 128, 256, 512)
 OUTPUTS = ("E", "FC")
+# the batch norms that close the body of a block, before the shortcut is added: a pattern of their names' end
+RESIDUAL_NORM = r"_bn3"
 
 
 def _conv(data, channels: int, name: str, *, kernel: int = 3, stride: int = 1):

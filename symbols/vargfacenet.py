@@ -15,7 +15,7 @@ from __future__ import annotations
 from vargface.runtime import mx
 from vargface.symbols.layers import batch_norm, embedding_layer, prelu, scaled_input
 
-__all__ = ["GROUP_CHANNELS", "VARIANTS", "get_symbol"]
+__all__ = ["GROUP_CHANNELS", "RESIDUAL_NORM", "VARIANTS", "get_symbol"]
 
 VARIANTS = ("authors", "insightface")
 GROUP_CHANNELS = 8
@@ -23,6 +23,8 @@ BASE_WIDTHS = (32, 64, 128, 256)
 STAGE_UNITS = (3, 7, 4)
 LAST_WIDTH = 1024
 SE_RATIO = 4
+# the batch norms that close the body of a block, before the shortcut is added: a pattern of their names' end
+RESIDUAL_NORM = r"_sep2_data_conv2d_pointwise_bn"
 
 
 def _group_conv(data, in_channels: int, out_channels: int, name: str, *, kernel: int, stride: int, pad: int):

@@ -21,6 +21,7 @@ RANGES = {
     "momentum": (0, 1),
     "lr_factor": (0, 1),
     "final_lr": (0, math.inf),
+    "residual_gamma": (0, math.inf),
 }
 
 

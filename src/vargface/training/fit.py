@@ -26,6 +26,7 @@ from vargface.inference import FrozenNetwork
 from vargface.recipe import network_symbol
 from vargface.runtime import contexts, mx
 from vargface.training.checks import check_recipe
+from vargface.training.initialise import Start
 from vargface.training.interrupt import interrupt_after_step
 from vargface.training.log import Means
 from vargface.training.objective import MARGIN_WEIGHT, Objective
@@ -195,9 +196,7 @@ class _Generation:
         if state is not None:
             weights = state[1]
         args, auxs = weights or ({}, {})
-        # an author's advice for this network: gaussian, by fan-out, magnitude 2
-        xavier = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
-        self._module.init_params(xavier, arg_params=args, aux_params=auxs, allow_missing=True, allow_extra=True)
+        self._module.init_params(Start(recipe), arg_params=args, aux_params=auxs, allow_missing=True, allow_extra=True)
         options = {"learning_rate": recipe.lr, "wd": recipe.wd, "rescale_grad": 1 / recipe.batch_size}
         options["lr_scheduler"] = learning_rate_schedule(recipe)
         if recipe.optimizer == "sgd":
