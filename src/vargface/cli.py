@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -66,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", metavar="FILE", help="write the figures there, too")
     verify.add_argument("packs", nargs="+", metavar="PACK.bin")
     verify.epilog = "example: vargface verify --model runs/demo/student/student,1 runs/demo/data/lfw.bin"
+
+    curves = _command(commands, "curves", _curves, "losses, accuracy and rate of runs by step, in one picture")
+    curves.add_argument("runs", nargs="+", metavar="RUN", help="run folders, finished or not")
+    curves.add_argument("--out", required=True, metavar="FILE.png")
+    curves.epilog = "example: vargface curves runs/demo/student runs/demo/student-undistilled --out curves.png"
 
     synth = _command(commands, "synth", _synth, "draw a data set of synthetic faces: train.rec and three packs")
     synth.add_argument("out", metavar="OUT", help="the folder to make")
@@ -124,6 +130,15 @@ def _verify(arguments: argparse.Namespace) -> None:
     if arguments.json:
         with whole_file(arguments.json, "w") as file:
             json.dump({name: result.as_dict() for name, result in results.items()}, file, indent=1)
+
+
+def _curves(arguments: argparse.Namespace) -> None:
+    from vargface.eval.curves import draw_curves
+    from vargface.training.report import history_of
+
+    picture = draw_curves([history_of(run) for run in arguments.runs])
+    with whole_file(arguments.out) as file:
+        file.write(picture)
 
 
 def _synth(arguments: argparse.Namespace) -> None:

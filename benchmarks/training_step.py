@@ -1,0 +1,152 @@
+"""Speed of a training step of full-width VarGFaceNet on the CPU: ours against the original graph, and PyTorch.
+
+    python benchmarks/training_step.py [--batch 16 32] [--threads 2] [--rounds 7] [--torch PYTHON]
+
+A step is forward, backward and an SGD-momentum update of the backbone. Every way runs in a process of its own, for its
+environment is read once; the processes take turns, one round each, so that a noisy machine is noisy for all. A figure
+is the median over rounds, `ratio` is to the first way. PyTorch runs the same graph (benchmarks/torch_step.py) if the
+interpreter of an environment with `torch` is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# way -> (what of its environment differs from MXNet's own, the graph, a context for every thread?)
+WAYS = {
+    "original": ({}, "native", False),
+    "original, MKLDNN off": ({"MXNET_MKLDNN_ENABLED": "0"}, "native", False),
+    "vargface, one context": ({"DNNL_MAX_CPU_ISA": "AVX2"}, "training", False),
+    "vargface, a context a thread": ({"DNNL_MAX_CPU_ISA": "AVX2"}, "training", True),
+}
+
+
+def mxnet_step(graph: str, batch: int, contexts: int) -> Callable[[], None]:
+    """Return a function that does one step of the network's `native` or `training` graph, and waits for it."""
+    import numpy as np
+
+    from vargface.graph import training_form
+    from vargface.runtime import mx
+    from vargface.symbols import vargfacenet
+
+    symbol = vargfacenet.get_symbol()
+    if graph == "training":
+        symbol = training_form(symbol)
+    module = mx.mod.Module(symbol, label_names=None, context=[mx.cpu(number) for number in range(contexts)])
+    module.bind([("data", (batch, 3, 112, 112))])
+    module.init_params(mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2))
+    module.init_optimizer(optimizer_params={"learning_rate": 0.01, "momentum": 0.9, "rescale_grad": 1 / batch})
+    random = np.random.default_rng(0)
+    images = mx.io.DataBatch([mx.nd.array(random.integers(0, 256, (batch, 3, 112, 112)))])
+    gradient = [mx.nd.array(random.normal(size=(batch, 512)))]
+
+    def step() -> None:
+        module.forward(images, is_train=True)
+        module.backward(gradient)
+        module.update()
+        mx.nd.waitall()
+
+    return step
+
+
+def answer(step: Callable[[], None]) -> None:
+    """Warm up, say so, then time one step for every line on standard input and print its seconds."""
+    for _ in range(2):
+        step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        step()
+        print(time.perf_counter() - started, flush=True)
+
+
+class Worker:
+    """A process that times a step whenever it is asked."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        if self._line() != "ready":
+            raise SystemExit(f"{' '.join(command)}: did not start - run it by hand to see why")
+
+    def __call__(self) -> float:
+        """Return the seconds of one step."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._line())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _line(self) -> str:
+        return self._process.stdout.readline().strip()
+
+
+def workers(batch: int, threads: int, torch: str | None, folder: Path) -> dict[str, Worker]:
+    """Return way -> its process, warmed up."""
+    theirs = ("MXNET_", "DNNL_", "OMP_", "MKL_")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
+    found = {}
+    for way, (differing, _, split) in WAYS.items():
+        environment = {**plain, **differing, "OMP_NUM_THREADS": str(1 if split else threads)}
+        command = [sys.executable, __file__, "--way", way, "--batch", str(batch), "--threads", str(threads)]
+        found[way] = Worker(command, environment)
+    if torch:
+        from vargface.symbols import vargfacenet
+
+        graph = folder / "vargfacenet.json"
+        graph.write_text(vargfacenet.get_symbol().tojson())
+        command = [torch, str(HERE / "torch_step.py"), str(graph), str(batch), str(threads)]
+        found["PyTorch, eager"] = Worker(command, {**plain, "OMP_NUM_THREADS": str(threads)})
+    return found
+
+
+def main() -> None:
+    """Print the table, or answer as the worker of one way."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        _, graph, split = WAYS[options.way]
+        answer(mxnet_step(graph, options.batch[0], options.threads if split else 1))
+        return
+    print(f"VarGFaceNet x 1.25, {options.threads} threads, median of {options.rounds} steps")
+    print(f"{'batch':>5}  {'way':<28}  {'img/s':>6}  ratio")
+    for batch in options.batch:
+        with tempfile.TemporaryDirectory() as folder:
+            ways = workers(batch, options.threads, options.torch, Path(folder))
+            seconds: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(options.rounds):
+                for way, worker in ways.items():
+                    seconds[way].append(worker())
+            for worker in ways.values():
+                worker.close()
+        medians = {way: statistics.median(times) for way, times in seconds.items()}
+        first = next(iter(medians.values()))
+        for way, median in medians.items():
+            print(f"{batch:>5}  {way:<28}  {batch / median:>6.1f}  {first / median:>5.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
