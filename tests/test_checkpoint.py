@@ -99,6 +99,14 @@ def test_its_symbol_is_the_native_one(pristine):
     assert sum(node["op"] == "LeakyReLU" for node in nodes) == 70
 
 
+@pytest.mark.parametrize("missing", ["fc1_beta", "fc1_moving_var"])
+def test_a_network_without_one_of_its_parameters_is_not_saved(pristine, tmp_path, missing):
+    args, auxs = ({n: v for n, v in values.items() if n != missing} for values in (pristine.args, pristine.auxs))
+    with pytest.raises(ValueError, match=f"m: no array for {missing}, which the symbol has"):
+        save_checkpoint(tmp_path / "m", 0, pristine.symbol, args, auxs)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_heads_and_labels_are_not_saved(pristine, tmp_path):
     extra = {"fc7_weight": mx.nd.ones((9, SIZE)), "softmax_label": mx.nd.ones((2,))}
     model = save_checkpoint(tmp_path / "m", 0, pristine.symbol, {**pristine.args, **extra}, pristine.auxs)
@@ -154,7 +162,9 @@ def test_the_old_name_of_the_dense_weight_is_understood(pristine):
 # --- what is refused
 
 
-@pytest.mark.parametrize("model", ["", ",", "student", "student,", ",3", "student,-1", "student,1.5", "student,best"])
+@pytest.mark.parametrize(
+    "model", ["", ",", "student", "student,", ",3", "student,-1", "student,1.5", "student,best", "student,٣"]
+)
 def test_a_model_is_a_prefix_and_an_epoch(model):
     assert_refused(lambda: load_checkpoint(model), repr(model), "PREFIX,EPOCH")
 

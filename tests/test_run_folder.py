@@ -107,7 +107,13 @@ def test_the_best_and_the_last_checkpoint_stay(folder, network, params):
 
 
 def test_files_of_others_are_left_alone(folder, network, params):
-    others = ["student-undistilled-0001.params", "student-best.params", "teacher-0001.params", "student-0001.onnx"]
+    others = [
+        "student-undistilled-0001.params",
+        "student-best.params",
+        "teacher-0001.params",
+        "student-0001.onnx",
+        "student-².params",
+    ]
     for other in others:
         (folder.path / other).write_bytes(b"")
     folder.save(1, network, params, keep=set())

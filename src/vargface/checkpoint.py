@@ -51,7 +51,7 @@ class Checkpoint(NamedTuple):
 def parse_model(model: str) -> tuple[str, int]:
     """Return (prefix, epoch) of "PREFIX,EPOCH". Raises InputError for any other form."""
     prefix, comma, epoch = model.rpartition(",")
-    if not comma or not prefix or not re.fullmatch(r"\d+", epoch):
+    if not comma or not prefix or not re.fullmatch(r"[0-9]+", epoch):
         raise InputError(
             f"model {model!r}: must be PREFIX,EPOCH, e.g. runs/demo/student/student,1 for student-0001.params"
         )
@@ -154,14 +154,20 @@ def untagged(params: Params) -> tuple[Params, Params]:
 def save_checkpoint(prefix: str | Path, epoch: int, symbol: mx.sym.Symbol, args: Params, auxs: Params) -> str:
     """Write PREFIX-symbol.json and PREFIX-%04d.params and return "PREFIX,EPOCH".
 
-    Only parameters of `symbol` are written. Each file is whole or absent; raises InputError where there is no space.
+    Only parameters of `symbol` are written. Each file is whole or absent; raises InputError where there is no space,
+    and ValueError, before anything is written, where `args` or `auxs` lack a parameter of the symbol.
     """
     prefix = Path(prefix)
+    arguments = [name for name in symbol.list_arguments() if name != "data"]
+    states = symbol.list_auxiliary_states()
+    missing = [name for name in arguments if name not in args] + [name for name in states if name not in auxs]
+    if missing:
+        raise ValueError(f"{prefix}: no array for {', '.join(missing)}, which the symbol has")
     with whole_file(prefix.with_name(f"{prefix.name}-symbol.json"), "w") as file:
         file.write(symbol.tojson())
     attributes = symbol.attr_dict()
-    own_args = {name: args[name] for name in symbol.list_arguments() if name in args}
-    own_auxs = {name: auxs[name] for name in symbol.list_auxiliary_states() if name in auxs}
+    own_args = {name: args[name] for name in arguments}
+    own_auxs = {name: auxs[name] for name in states}
     for name in own_args:
         # a fixed gamma is 1 whatever its array holds (weight decay shrinks it), but not every consumer knows
         # (MXNet gives a node's attributes to all its variables, beta too)

@@ -70,7 +70,7 @@ class RunFolder:
         model = save_checkpoint(self._prefix, number, symbol, *params)
         for file in self.path.glob(f"{self.recipe.role}-*.params"):
             saved = file.stem[len(self.recipe.role) + 1 :]
-            if saved.isdigit() and int(saved) not in {number, *keep}:
+            if saved.isascii() and saved.isdigit() and int(saved) not in {number, *keep}:
                 file.unlink()
         return model
 
