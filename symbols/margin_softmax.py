@@ -2,7 +2,13 @@
 
 ArcFace, https://arxiv.org/abs/1801.07698, in the combined form of InsightFace (`arcface_mxnet`), which takes in
 SphereFace (https://arxiv.org/abs/1704.08063) and CosFace (https://arxiv.org/abs/1801.09414). One parameter:
-`fc7_weight` (num_classes, embedding_size).
+`fc7_weight` (num_classes, embedding_size). The names used in papers are settings of m1, m2, m3:
+
+| softmax | ArcFace   | CosFace    | SphereFace | combined    |
+| ------- | --------- | ---------- | ---------- | ----------- |
+| 1, 0, 0 | 1, 0.5, 0 | 1, 0, 0.35 | 1.35, 0, 0 | 1, 0.3, 0.2 |
+
+(SphereFace's own m1 = 4 does not converge without annealing; 1.35 is ArcFace's, table 2.)
 
 It differs from InsightFace's graph where that one fails:
 
@@ -24,16 +30,7 @@ from typing import NamedTuple
 
 from vargface.runtime import mx
 
-__all__ = ["PRESETS", "MarginSoftmax", "get_symbol"]
-
-# The names used in papers. SphereFace's m1 = 4 does not converge without annealing; 1.35 is ArcFace's (table 2).
-PRESETS: dict[str, dict[str, float]] = {
-    "softmax": {"m1": 1.0, "m2": 0.0, "m3": 0.0},
-    "arcface": {"m1": 1.0, "m2": 0.5, "m3": 0.0},
-    "cosface": {"m1": 1.0, "m2": 0.0, "m3": 0.35},
-    "sphereface": {"m1": 1.35, "m2": 0.0, "m3": 0.0},
-    "combined": {"m1": 1.0, "m2": 0.3, "m3": 0.2},
-}
+__all__ = ["MarginSoftmax", "get_symbol"]
 
 # Radians. 1 - cos(1e-3) = 5e-7, about what rounding does to the float32 cosine of two 512-d unit vectors.
 _NEAREST = 1e-3

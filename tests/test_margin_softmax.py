@@ -13,7 +13,9 @@ from vargface.runtime import mx
 from vargface.symbols import margin_softmax
 
 NAMES = margin_softmax.MarginSoftmax._fields
-SETTINGS = [*margin_softmax.PRESETS.values(), {"m1": 4.0, "m2": 0.0, "m3": 0.0}, {"m1": 0.9, "m2": 0.4, "m3": 0.15}]
+# softmax, ArcFace, CosFace, SphereFace (ArcFace's), combined, SphereFace's own, and one below 1
+MARGINS = [(1, 0, 0), (1, 0.5, 0), (1, 0, 0.35), (1.35, 0, 0), (1, 0.3, 0.2), (4, 0, 0), (0.9, 0.4, 0.15)]
+SETTINGS = [dict(zip(("m1", "m2", "m3"), margins)) for margins in MARGINS]
 
 
 def reference_target(cosine: float, m1: float, m2: float, m3: float) -> float:
