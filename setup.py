@@ -7,7 +7,6 @@ PACKAGE_DIR = {
     "vargface.data": "src/vargface/data",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
     "vargface.training": "src/vargface/training",
-    "vargface.deploy": "src/vargface/deploy",
     "vargface.symbols": "symbols",
     "vargface.eval": "eval",
     "vargface.recipes": "recipes",
