@@ -12,7 +12,7 @@ from vargface.data.records import FaceRecords
 from vargface.inference import FrozenNetwork
 from vargface.runtime import mx
 from vargface.training import teacher as teacher_module
-from vargface.training.teacher import LABEL, TaughtIterator
+from vargface.training.teacher import LABEL, TaughtIterator, Teacher
 
 BATCH = 4
 
@@ -50,7 +50,7 @@ def taught(records, teacher):
     made = []
 
     def make(**settings):
-        made.append(TaughtIterator(FaceIterator(records, BATCH, **settings), len(records), teacher))
+        made.append(TaughtIterator(FaceIterator(records, BATCH, **settings), Teacher(teacher, len(records))))
         return made[-1]
 
     yield make
@@ -171,7 +171,7 @@ def test_a_teacher_without_a_direction_gives_zeros_not_nan(records):
         def __call__(self, images):
             return np.zeros((len(images), 3), np.float32)
 
-    iterator = TaughtIterator(FaceIterator(records, BATCH), len(records), Silent())
+    iterator = TaughtIterator(FaceIterator(records, BATCH), Teacher(Silent(), len(records)))
     np.testing.assert_array_equal(iterator.next().label[1].asnumpy(), np.zeros((BATCH, 3)))
     iterator.close()
 

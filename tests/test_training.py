@@ -293,6 +293,24 @@ def test_a_generation_goes_over_the_data_in_another_order(make, teacher, monkeyp
     assert [seed for seed in seeds if seed is not None] == [5, 6]
 
 
+def test_the_teacher_is_asked_about_a_view_once_in_all_generations(make, teacher, monkeypatch):
+    asked = []
+
+    class Counted(FrozenNetwork):
+        def __call__(self, images):
+            if self.source == teacher:
+                asked.extend(image.tobytes() for image in images)
+            return super().__call__(images)
+
+        def __init__(self, checkpoint, *rest):
+            super().__init__(checkpoint, *rest)
+            self.source = checkpoint.source
+
+    monkeypatch.setattr(fit, "FrozenNetwork", Counted)
+    train(make(teacher=teacher, generations=3, steps=12, mirror=False))
+    assert len(asked) == len(set(asked)) == tiny.IDENTITIES * tiny.EACH
+
+
 def test_a_generation_whose_forerunner_has_lost_its_state_starts_from_the_checkpoint(make, teacher):
     recipe = make(teacher=teacher, generations=2, steps=2)
     first, second = train(recipe)

@@ -32,7 +32,7 @@ from vargface.training.log import Means
 from vargface.training.objective import MARGIN_WEIGHT, Objective
 from vargface.training.run_folder import RunFolder
 from vargface.training.schedule import learning_rate_schedule
-from vargface.training.teacher import TaughtIterator
+from vargface.training.teacher import TaughtIterator, Teacher
 from vargface.training.verifier import find_packs, mean_accuracy, verify_packs
 
 __all__ = ["train"]
@@ -65,7 +65,7 @@ def train(recipe: EasyDict) -> list[RunFolder]:
     devices = contexts(recipe.context)
     if recipe.batch_size % len(devices):
         raise InputError(f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts")
-    teacher = _teacher(recipe, devices[0])
+    teacher = _teacher(recipe, devices[0], len(records))
     initial = _loaded(recipe.init, network) if recipe.init else None
     trained_on = f"{len(records)} images of {records.num_identities} identities"
     make_folder(recipe.out)
@@ -80,7 +80,7 @@ def train(recipe: EasyDict) -> list[RunFolder]:
                 records, recipe.batch_size, seed=recipe.seed + generation - 1, mirror=recipe.mirror
             )
             if teacher is not None:
-                faces = TaughtIterator(faces, len(records), teacher)
+                faces = TaughtIterator(faces, teacher)
             run = _Generation(folder, network, objective, faces, packs, devices)
             weights = run.fit(weights or initial)
         else:
@@ -97,7 +97,7 @@ def _objective(network: mx.sym.Symbol, recipe: EasyDict, num_classes: int) -> Ob
         raise InputError(f"recipe: {error}") from error
 
 
-def _teacher(recipe: EasyDict, device: mx.Context) -> FrozenNetwork | None:
+def _teacher(recipe: EasyDict, device: mx.Context, num_images: int) -> Teacher | None:
     if not recipe.teacher:
         return None
     checkpoint = load_checkpoint(recipe.teacher)
@@ -106,7 +106,7 @@ def _teacher(recipe: EasyDict, device: mx.Context) -> FrozenNetwork | None:
             f"teacher {recipe.teacher}: embeds into {checkpoint.embedding_size} dimensions, the student into "
             f"{recipe.embedding_size} - set embedding_size={checkpoint.embedding_size}"
         )
-    return FrozenNetwork(checkpoint, VERIFY_BATCH, device)
+    return Teacher(FrozenNetwork(checkpoint, VERIFY_BATCH, device), num_images)
 
 
 def _loaded(model: str, network: mx.sym.Symbol) -> tuple[Params, Params]:

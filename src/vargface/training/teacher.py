@@ -7,30 +7,49 @@ import numpy as np
 from vargface.inference import FrozenNetwork
 from vargface.runtime import mx
 
-__all__ = ["LABEL", "TaughtIterator"]
+__all__ = ["LABEL", "TaughtIterator", "Teacher"]
 
 LABEL = "teacher_embedding"
 # bytes that remembered embeddings may take; a set that needs more is computed anew each time
 MEMORY = 2 << 30
 
 
-class TaughtIterator(mx.io.DataIter):
-    """A FaceIterator whose batches carry the frozen teacher's embeddings (N, D), float32, unit norm, as a label.
+class Teacher:
+    """The frozen network and what it said so far of one data set: one for all generations.
 
-    An image has two views, plain and mirrored; what the teacher said of a view is remembered (2 x D floats an image) as
-    long as the whole set fits into `MEMORY`, so that only the first epochs pay for the teacher.
+    An image has two views, plain and mirrored; what the network said of a view is remembered (2 x D floats an image) as
+    long as the whole set fits into `MEMORY`, so that only the first epochs of the first generation pay for it.
     """
 
-    def __init__(self, faces: mx.io.DataIter, num_images: int, teacher: FrozenNetwork) -> None:
-        super().__init__(faces.batch_size)
-        self._faces, self._teacher = faces, teacher
-        size = teacher.embedding_size
-        self.provide_data = faces.provide_data
-        self.provide_label = [*faces.provide_label, mx.io.DataDesc(LABEL, (faces.batch_size, size))]
+    def __init__(self, network: FrozenNetwork, num_images: int) -> None:
+        self.embedding_size = size = network.embedding_size
+        self._network = network
         self._memory = None
         if num_images * 2 * size * 4 <= MEMORY:
             self._memory = np.zeros((2, num_images, size), np.float32)
             self._known = np.zeros((2, num_images), bool)
+
+    def embeddings(self, batch: mx.io.DataBatch) -> np.ndarray:
+        """Return (N, D) float32, unit norm, of the views in a batch of a FaceIterator."""
+        if self._memory is None:
+            return _unit(self._network(batch.data[0].asnumpy()))
+        view = batch.mirrored.astype(int), batch.index
+        new = np.flatnonzero(~self._known[view])
+        if len(new):
+            places = view[0][new], view[1][new]
+            self._memory[places] = _unit(self._network(batch.data[0].asnumpy()[new]))
+            self._known[places] = True
+        return self._memory[view]
+
+
+class TaughtIterator(mx.io.DataIter):
+    """A FaceIterator whose batches carry the teacher's embeddings (N, D), float32, unit norm, as a label."""
+
+    def __init__(self, faces: mx.io.DataIter, teacher: Teacher) -> None:
+        super().__init__(faces.batch_size)
+        self._faces, self._teacher = faces, teacher
+        self.provide_data = faces.provide_data
+        self.provide_label = [*faces.provide_label, mx.io.DataDesc(LABEL, (faces.batch_size, teacher.embedding_size))]
 
     def __getattr__(self, name: str):
         # epoch, seek, batches_per_epoch, close: the place in the data is the inner iterator's business
@@ -43,20 +62,9 @@ class TaughtIterator(mx.io.DataIter):
     def next(self) -> mx.io.DataBatch:
         """Return the next batch, taught."""
         batch = self._faces.next()
-        batch.label = [*batch.label, mx.nd.array(self._embeddings(batch))]
+        batch.label = [*batch.label, mx.nd.array(self._teacher.embeddings(batch))]
         batch.provide_label = self.provide_label
         return batch
-
-    def _embeddings(self, batch: mx.io.DataBatch) -> np.ndarray:
-        if self._memory is None:
-            return _unit(self._teacher(batch.data[0].asnumpy()))
-        view = batch.mirrored.astype(int), batch.index
-        new = np.flatnonzero(~self._known[view])
-        if len(new):
-            places = view[0][new], view[1][new]
-            self._memory[places] = _unit(self._teacher(batch.data[0].asnumpy()[new]))
-            self._known[places] = True
-        return self._memory[view]
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
