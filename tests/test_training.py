@@ -6,12 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tiny
 
 from vargface.checkpoint import load_checkpoint, save_checkpoint
-from vargface.data.packs import read_pack
+from vargface.data.packs import read_pack, write_pack
 from vargface.errors import InputError
 from vargface.inference import FrozenNetwork
 from vargface.recipe import network_symbol
@@ -405,6 +406,25 @@ def test_a_pack_too_small_to_verify_on_is_refused_before_training(make, tmp_path
     pack = tiny.make_pack(tmp_path / "few.bin", pairs=9)
     with pytest.raises(InputError, match=r"few\.bin: 9 pairs, verification needs 10 or more"):
         train(make(packs=pack))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (
+            b"\xff\xd8nothing",
+            r"mine: image 15 \(pair 7\) is not an image \(9 bytes\) - get the pack anew, or leave it out",
+        ),
+        (b"", r"mine: image 15 \(pair 7\) is not an image \(0 bytes\)"),
+        (cv2.imencode(".png", np.zeros((112, 96, 3), np.uint8))[1].tobytes(), r"mine: image 15 \(pair 7\) is 112x96"),
+    ],
+)
+def test_a_pack_with_an_image_that_cannot_be_used_is_refused_before_training(make, data, tmp_path, image, told):
+    pack = read_pack(data / "pairs.bin")
+    write_pack(tmp_path / "mine.bin", [*pack.images[:15], image, *pack.images[16:]], pack.issame)
+    with pytest.raises(InputError, match=told):
+        train(make(packs=tmp_path / "mine.bin"))
     assert not (tmp_path / "run").exists()
 
 

@@ -51,7 +51,8 @@ class Pack:
             face = cv2.imdecode(np.frombuffer(image, dtype=np.uint8), cv2.IMREAD_COLOR) if image else None
             if face is None:
                 raise InputError(
-                    f"{self.name}: {_image_name(start + row)} is not an image ({len(image)} bytes) - mend the pack"
+                    f"{self.name}: {_image_name(start + row)} is not an image ({len(image)} bytes) - get the pack "
+                    "anew, or leave it out"
                 )
             if face.shape[:2] != image_size:
                 if face.shape[0] * width != face.shape[1] * height:

@@ -33,7 +33,7 @@ from vargface.training.objective import MARGIN_WEIGHT, Objective
 from vargface.training.run_folder import RunFolder
 from vargface.training.schedule import learning_rate_schedule
 from vargface.training.teacher import TaughtIterator, Teacher
-from vargface.training.verifier import find_packs, mean_accuracy, verify_packs
+from vargface.training.verifier import check_images, find_packs, mean_accuracy, verify_packs
 
 __all__ = ["train"]
 
@@ -67,6 +67,7 @@ def train(recipe: EasyDict) -> list[RunFolder]:
         raise InputError(f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts")
     teacher = _teacher(recipe, devices[0], len(records))
     initial = _loaded(recipe.init, network) if recipe.init else None
+    check_images(packs)  # now, not at the first verification, hours into the training
     trained_on = f"{len(records)} images of {records.num_identities} identities"
     make_folder(recipe.out)
     folders: list[RunFolder] = []
