@@ -34,7 +34,7 @@ train-teacher: .venv/.installed ## the demo's teacher; or one recipe: RECIPE= DA
 
 # the demo's data set, as `vargface demo` makes it
 runs/demo/data/property: | .venv/.installed
-	$(VARGFACE) synth runs/demo/data --images 30 --pairs 300
+	$(VARGFACE) demo --data-only
 
 verify: .venv/.installed ## accuracy and TAR@FAR of MODEL=PREFIX,EPOCH on every pack DATA/*.bin
 	$(VARGFACE) verify --model "$(or $(MODEL),$(error MODEL is missing: make verify MODEL=PREFIX,EPOCH DATA=FOLDER))" $(ARGS) \

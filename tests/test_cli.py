@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from vargface import cli
+from vargface import cli, demo
 from vargface.checkpoint import load_checkpoint, save_checkpoint
 from vargface.cli import main
 from vargface.runtime import mx
@@ -246,6 +246,22 @@ def test_a_bug_of_ours_keeps_its_traceback(arguments, tiny_network, monkeypatch)
     monkeypatch.setattr(fit._Generation, "_train_step", stop)
     with pytest.raises(ZeroDivisionError):
         main(arguments())
+
+
+def test_the_demos_data_alone_is_drawn_once_and_as_the_demo_draws_it(tmp_path, capsys, monkeypatch):
+    drawn = []
+
+    def make_dataset(folder, **settings):
+        drawn.append((folder, settings))
+        folder.mkdir(parents=True)
+        (folder / "property").touch()
+
+    monkeypatch.setattr(demo, "make_dataset", make_dataset)
+    for _ in range(2):
+        assert main(["demo", "--data-only", f"out={tmp_path / 'run'}"]) == 0
+    assert drawn == [(tmp_path / "run" / "data", demo.DATA)]
+    assert capsys.readouterr().out == ""
+    assert everything(tmp_path) == {"run", "run/data", "run/data/property"}
 
 
 def test_verify_prints_the_figures_and_writes_them(data, teacher, tmp_path, capsys):

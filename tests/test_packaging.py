@@ -204,7 +204,7 @@ def given(done: subprocess.CompletedProcess[str]) -> list[str]:
         (["train-teacher", "RECIPE=t.py", "DATA=d"], ["train", "t.py", "data=d"]),
         (
             ["train-teacher", "ARGS=lr=.1"],
-            ["synth", "runs/demo/data", "--images", "30", "--pairs", "300"]
+            ["demo", "--data-only"]
             + ["train", "recipes/demo_teacher.py", "data=runs/demo/data", "out=runs/demo/teacher", "lr=.1"],
         ),
         (["train-teacher", "OUT=o", "RECIPE=t.py"], ["train", "t.py", "out=o"]),

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", _demo, "the whole job on synthetic faces: data, teacher, students, table")
     demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"out=, teacher=, and {KEY_VALUE}")
+    demo.add_argument("--data-only", action="store_true", help="draw the data set into OUT/data, no more")
     demo.epilog = "example: vargface demo out=runs/demo"
 
     train = _command(commands, "train", _train, "train a teacher or a student by a recipe")
@@ -99,9 +100,13 @@ def _command(commands, name: str, run, help_line: str) -> argparse.ArgumentParse
 
 def _demo(arguments: argparse.Namespace) -> None:
     runtime.prepare_for_training(threads=1)
-    from vargface.demo import run_demo
+    from vargface.demo import draw_data, run_demo
+    from vargface.recipe import load_recipe
 
-    print(run_demo(arguments.overrides))
+    if arguments.data_only:
+        draw_data(load_recipe("demo_student", arguments.overrides).out)
+    else:
+        print(run_demo(arguments.overrides))
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -15,12 +15,25 @@ from vargface.training.checks import check_recipe
 from vargface.training.fit import train
 from vargface.training.report import result_of
 
-__all__ = ["run_demo"]
+__all__ = ["draw_data", "run_demo"]
 
 logger = logging.getLogger(__name__)
 
 # as much as the steps of the recipes see; the packs are of other people than the training set
 DATA = {"identities": 200, "images_per_identity": 30, "pairs": 300, "seed": 0}
+OUT = "runs/demo"
+
+
+def draw_data(out: str | Path = "") -> Path:
+    """Draw the demo's data set into OUT/data, unless it is there, and return that folder (`out` is OUT or runs/demo).
+
+    Raises InputError where it cannot be written.
+    """
+    folder = Path(out or OUT) / "data"
+    if not (folder / "property").exists():
+        logger.info("drawing synthetic faces into %s", folder)
+        make_dataset(folder, **DATA)
+    return folder
 
 
 def run_demo(overrides: Sequence[str] = ()) -> str:
@@ -34,11 +47,8 @@ def run_demo(overrides: Sequence[str] = ()) -> str:
     network_symbol(student)
     if student.teacher:
         load_checkpoint(student.teacher)
-    out = Path(student.out or "runs/demo")
-    data = Path(student.data) if student.data else out / "data"
-    if not student.data and not (data / "property").exists():
-        logger.info("drawing synthetic faces into %s", data)
-        make_dataset(data, **DATA)
+    out = Path(student.out or OUT)
+    data = Path(student.data) if student.data else draw_data(out)
     student.context = _devices(student.context)
     rows = []
     if not student.teacher:
