@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 from tiny import largest_file, small_disk
 
 from vargface.errors import InputError
-from vargface.files import make_folder, whole_file
+from vargface.files import locked_folder, make_folder, whole_file
 
 
 @pytest.fixture
@@ -94,3 +98,52 @@ def test_a_folder_that_may_not_be_written_to_is_said():
         make_folder("/proc/vargface")
     with pytest.raises(InputError, match="/proc: cannot write there"):
         make_folder("/proc")
+
+
+HOLD = """
+import sys, time
+from vargface.files import locked_folder
+with locked_folder(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_locked_against_other_processes_until_the_holder_dies(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError) as refused, locked_folder(folder):
+            pass
+        assert str(refused.value) == (
+            f"{folder}: another process is at work in it - wait until it ends, or choose another folder"
+        )
+        holder.kill()
+    for _ in range(2):
+        with locked_folder(folder) as locked:
+            assert locked == folder
+
+
+def test_a_lock_leaves_with_its_block_and_what_was_raised_in_it_stays(tmp_path):
+    with pytest.raises(BlockingIOError), locked_folder(tmp_path):
+        raise BlockingIOError
+    with locked_folder(tmp_path):
+        assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_where_the_file_system_has_no_locks_work_goes_on_and_it_is_said(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked_folder(tmp_path):
+        pass
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}: cannot be locked (Function not implemented)")
+
+
+def test_a_folder_whose_lock_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    told = r"\.lock: cannot write \(Is a directory\) - choose another folder"
+    with pytest.raises(InputError, match=told), locked_folder(tmp_path):
+        pass

@@ -176,7 +176,7 @@ def test_two_contexts_hold_the_same_weights(make, monkeypatch):
 
 def test_a_run_folder(make, data):
     (folder,) = train(make(steps=5, verify_every=2, log_every=2))
-    due = ["log.csv", "recipe.json", "result.json", "state", "student-0003.params", "student-symbol.json"]
+    due = [".lock", "log.csv", "recipe.json", "result.json", "state", "student-0003.params", "student-symbol.json"]
     found = sorted(os.listdir(folder.path))
     assert [name for name in found if name in due] == due
     assert all(name.startswith("student-000") for name in set(found) - {*due, "verification.csv"})

@@ -6,9 +6,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from easydict import EasyDict
+
 from vargface.checkpoint import load_checkpoint
 from vargface.data.synthetic import make_dataset
-from vargface.eval.table import results_table
+from vargface.eval.table import Result, results_table
+from vargface.files import locked_folder
 from vargface.recipe import load_recipe, network_symbol
 from vargface.runtime import contexts
 from vargface.training.checks import check_recipe
@@ -47,7 +50,13 @@ def run_demo(overrides: Sequence[str] = ()) -> str:
     network_symbol(student)
     if student.teacher:
         load_checkpoint(student.teacher)
-    out = Path(student.out or OUT)
+    # its parts lock their own folders, too; with this one no second demo gets in between two of them
+    with locked_folder(student.out or OUT) as out:
+        return results_table(_train_all(student, out))
+
+
+def _train_all(student: EasyDict, out: Path) -> list[Result]:
+    """Train what is not trained yet and return a row for the teacher, the plain student and each generation."""
     data = Path(student.data) if student.data else draw_data(out)
     student.context = _devices(student.context)
     rows = []
@@ -73,7 +82,7 @@ def run_demo(overrides: Sequence[str] = ()) -> str:
     logger.info("student: %d generations of %d steps into %s", student.generations, student.steps, student.out)
     generations = train(student)
     rows += [result_of(folder, f"student, generation {n}") for n, folder in enumerate(generations, start=1)]
-    return results_table(rows)
+    return rows
 
 
 def _devices(context: str) -> str:

@@ -1,8 +1,10 @@
-"""Files that are either whole or absent: written under a temporary name, synced, then renamed."""
+"""Files that are whole or absent (written under a temporary name, synced, renamed), and folders for one process."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +13,11 @@ from typing import IO
 
 from vargface.errors import InputError
 
-__all__ = ["make_folder", "whole_file"]
+__all__ = ["locked_folder", "make_folder", "whole_file"]
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -57,3 +63,30 @@ def make_folder(path: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"{path}: cannot write there ({error.strerror or error}) - choose another folder") from error
     return path
+
+
+@contextlib.contextmanager
+def locked_folder(path: str | Path) -> Iterator[Path]:
+    """Make folder `path` and yield it, its file `.lock` locked until the block ends or the process does, however.
+
+    Raises InputError where it cannot be written to, and where another process holds it.
+    """
+    path = make_folder(path)
+    try:
+        # the file stays: were it removed, a third process could lock a new one while a second waits for the old
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{path / LOCK}: cannot write ({error.strerror or error}) - choose another folder") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise InputError(
+            f"{path}: another process is at work in it - wait until it ends, or choose another folder"
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        logger.warning("%s: cannot be locked (%s); see to it that no other process uses it", path, error.strerror)
+    try:
+        yield path
+    finally:
+        os.close(lock)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from vargface.data.iterator import FaceIterator
 from vargface.data.packs import Pack
 from vargface.data.records import FaceRecords
 from vargface.errors import InputError
-from vargface.files import make_folder
+from vargface.files import locked_folder
 from vargface.inference import FrozenNetwork
 from vargface.recipe import network_symbol
 from vargface.runtime import contexts, mx
@@ -69,25 +68,23 @@ def train(recipe: EasyDict) -> list[RunFolder]:
     initial = _loaded(recipe.init, network) if recipe.init else None
     check_images(packs)  # now, not at the first verification, hours into the training
     trained_on = f"{len(records)} images of {records.num_identities} identities"
-    make_folder(recipe.out)
     folders: list[RunFolder] = []
     weights = None
-    for generation in range(1, recipe.generations + 1):
-        path = Path(recipe.out) if generation == 1 else Path(recipe.out) / f"gen-{generation}"
-        folder = RunFolder(path, recipe, trained_on)
-        folders.append(folder)
-        if folder.result is None:
-            faces: Any = FaceIterator(
-                records, recipe.batch_size, seed=recipe.seed + generation - 1, mirror=recipe.mirror
-            )
-            if teacher is not None:
-                faces = TaughtIterator(faces, teacher)
-            run = _Generation(folder, network, objective, faces, packs, devices)
-            weights = run.fit(weights or initial)
-        else:
-            logger.info("%s: finished already, not run again", folder.path)
-            state = folder.load_state()
-            weights = state[1] if state else _loaded(folder.model(folder.result["last"]), network)
+    with locked_folder(recipe.out) as out:
+        for generation in range(1, recipe.generations + 1):
+            folder = RunFolder(out if generation == 1 else out / f"gen-{generation}", recipe, trained_on)
+            folders.append(folder)
+            if folder.result is None:
+                seed = recipe.seed + generation - 1
+                faces: Any = FaceIterator(records, recipe.batch_size, seed=seed, mirror=recipe.mirror)
+                if teacher is not None:
+                    faces = TaughtIterator(faces, teacher)
+                run = _Generation(folder, network, objective, faces, packs, devices)
+                weights = run.fit(weights or initial)
+            else:
+                logger.info("%s: finished already, not run again", folder.path)
+                state = folder.load_state()
+                weights = state[1] if state else _loaded(folder.model(folder.result["last"]), network)
     return folders
 
 
