@@ -17,8 +17,10 @@ import tiny
 from vargface import cli, demo
 from vargface.checkpoint import load_checkpoint, save_checkpoint
 from vargface.cli import main
+from vargface.files import locked_folder
 from vargface.runtime import mx
 from vargface.training import fit
+from vargface.training.interrupt import Terminated
 
 COMMANDS = ["demo", "train", "verify", "synth", "flops"]
 
@@ -228,12 +230,22 @@ def test_another_recipe_in_the_same_folder(arguments, tmp_path, capsys, tiny_net
     assert everything(tmp_path) == before
 
 
-def test_ctrl_c_says_how_to_go_on(arguments, capsys, tiny_network, monkeypatch):
+def test_a_folder_that_another_process_trains_into_is_left_alone(arguments, tmp_path, capsys, tiny_network):
+    before = everything(tmp_path)
+    with locked_folder(tmp_path / "run"):  # another file object: to the system, another holder
+        message = refused(arguments(), capsys)
+    assert message.startswith(f"{tmp_path / 'run'}: another process is at work in it - wait until it ends, or")
+    assert everything(tmp_path) - before == {"run", "run/.lock"}
+    assert main(arguments()) == 0
+
+
+@pytest.mark.parametrize("raised, code", [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_stop_says_how_to_go_on(arguments, capsys, tiny_network, monkeypatch, raised, code):
     def stop(self, means):
-        raise KeyboardInterrupt
+        raise raised
 
     monkeypatch.setattr(fit._Generation, "_train_step", stop)
-    assert main(arguments()) == 130
+    assert main(arguments()) == code
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)
     assert error == "vargface: stopped; the same command goes on from the last saved state\n"

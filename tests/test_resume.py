@@ -13,6 +13,7 @@ import tiny
 from vargface.errors import InputError
 from vargface.training import fit
 from vargface.training.fit import train
+from vargface.training.interrupt import Terminated
 from vargface.training.run_folder import RunFolder
 
 
@@ -144,19 +145,22 @@ def test_another_data_set_is_refused_in_the_same_run_folder(make, tmp_path):
         train(make(data=larger))
 
 
-def test_ctrl_c_saves_the_step_and_the_rerun_ends_as_the_straight_run(make, monkeypatch, tmp_path):
+@pytest.mark.parametrize("number, raised", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_saves_the_step_and_the_rerun_ends_as_the_straight_run(make, monkeypatch, tmp_path, number, raised):
+    before = signal.getsignal(number)
     straight = train(make(steps=6, out=tmp_path / "straight"))[0]
     steps = iter(range(6))
     original = fit._Generation._train_step
 
     def step_with_signal(self, means):
         if next(steps) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         original(self, means)
 
     monkeypatch.setattr(fit._Generation, "_train_step", step_with_signal)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         train(make(steps=6, out=tmp_path / "stopped"))
+    assert (stopped.type, signal.getsignal(number)) == (raised, before)
     assert (tmp_path / "stopped" / "state" / "00000003.json").exists()
     monkeypatch.setattr(fit._Generation, "_train_step", original)
     tiny.equal(tiny.state(straight), tiny.state(train(make(steps=6, out=tmp_path / "stopped"))[0]))

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vargface import runtime
 from vargface.errors import InputError
 from vargface.files import whole_file
+from vargface.training.interrupt import Terminated
 
 __all__ = ["main"]
 
@@ -20,7 +21,7 @@ KEY_VALUE = "overrides of the recipe's keys, e.g. lr=0.05 (recipes/base.py lists
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `vargface ARGV...` and return its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run `vargface ARGV...` and return its exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
     handler = _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -31,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"vargface: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         goes_on = (
             "; the same command goes on from the last saved state" if arguments.command in ("train", "demo") else ""
         )
         print(f"vargface: stopped{goes_on}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     return 0
 
 

@@ -164,11 +164,11 @@ class _Generation:
                     elif stop.asked or self._step % recipe.save_every == 0:
                         self._save_state(self._params())
                 if stop.asked and not last:
-                    raise KeyboardInterrupt
+                    raise stop.asked
         self._faces.close()
         self._folder.finish(self._best, self._number, self._step)
         if stop.asked:  # during the last step: this generation is done, nothing else is begun
-            raise KeyboardInterrupt
+            raise stop.asked
         return self._params()
 
     def _is_due_for_verification(self) -> bool:
