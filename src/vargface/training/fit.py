@@ -206,6 +206,9 @@ class _Generation:
         self._module.init_optimizer(kvstore=kvstore, optimizer=optimizer)
         if state is not None:
             self._resume(state[0], state[2])
+        # a run that was killed had logged more than it had saved; what follows is logged again
+        self._folder.log.drop_after(self._step)
+        self._folder.verifications.drop_after(self._verified)
 
     def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
         self._step, self._number, self._verified = place["step"], place["number"], place["verified"]

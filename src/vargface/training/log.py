@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from vargface.errors import InputError
+from vargface.files import whole_file
 from vargface.runtime import mx
 
 __all__ = ["CsvLog", "Means"]
 
 
 class CsvLog:
-    """A CSV file that is appended to; the header is written once, also when a run is resumed."""
+    """A CSV file of rows that begin with `step`, appended to; the header is written once, also by a resumed run."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,6 +39,26 @@ class CsvLog:
             raise InputError(
                 f"{self._path}: cannot write ({error.strerror}) - free space or choose another out"
             ) from error
+
+    def drop_after(self, step: int) -> None:
+        """Take out the rows of steps after `step`, and those that were cut short. Raises InputError as `write` does."""
+        try:
+            lines = self._path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot read ({error.strerror}) - choose another out") from error
+        whole = [line for line in lines if line.endswith(b"\n")]
+        kept = whole[:1] + [line for line in whole[1:] if _step(line) <= step]
+        if kept != lines:
+            with whole_file(self._path) as file:
+                file.writelines(kept)
+
+
+def _step(line: bytes) -> float:
+    """Return the number that a line of a log begins with, infinity where it begins with none."""
+    number = line.partition(b",")[0]
+    return int(number) if number.isdigit() else math.inf
 
 
 class Means:
