@@ -230,6 +230,19 @@ def test_another_recipe_in_the_same_folder(arguments, tmp_path, capsys, tiny_net
     assert everything(tmp_path) == before
 
 
+def test_a_run_without_a_whole_state_is_refused_and_left_as_it_is(arguments, tmp_path, capsys, tiny_network):
+    assert main(arguments()) == 0
+    capsys.readouterr()
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "state" / "00000002.params").write_bytes(b"")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    message = refused(arguments(), capsys)
+    assert message.endswith(f"is whole - remove {tmp_path / 'run' / 'state'} to start anew")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    shutil.rmtree(tmp_path / "run" / "state")
+    assert main(arguments()) == 0
+
+
 def test_a_folder_that_another_process_trains_into_is_left_alone(arguments, tmp_path, capsys, tiny_network):
     before = everything(tmp_path)
     with locked_folder(tmp_path / "run"):  # another file object: to the system, another holder

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 
+from vargface.checkpoint import load_checkpoint
 from vargface.errors import InputError
 from vargface.training import fit
 from vargface.training.fit import train
@@ -62,10 +64,78 @@ def test_a_resumed_run_ends_in_the_same_weights(make, teacher, tmp_path, monkeyp
     for one, other in zip(optimizer_state(resumed), optimizer_state(straight)):
         np.testing.assert_array_equal(one, other)
     assert resumed.result == straight.result
-    assert (
-        tiny.rows(resumed.path / "log.csv")[-1]["margin_loss"]
-        == tiny.rows(straight.path / "log.csv")[-1]["margin_loss"]
-    )
+    assert logged(resumed) == logged(straight)
+
+
+def logged(folder: RunFolder) -> list[list[dict[str, str]]]:
+    """The rows of both logs, without what depends on the clock."""
+    found = [tiny.rows(folder.path / name) for name in ("log.csv", "verification.csv")]
+    return [[{key: row[key] for key in row if key != "images_per_second"} for row in rows] for rows in found]
+
+
+@pytest.mark.parametrize("method", ["save", "amend_state"])
+def test_a_run_killed_in_a_verification_logs_it_once(make, tmp_path, method):
+    keys = {"steps": 6, "verify_every": 2, "log_every": 1}
+    (straight,) = train(make(**keys, out=tmp_path / "straight"))
+    whole = getattr(RunFolder, method)
+
+    def killed(self, *rest, **keys):
+        # after the checkpoint, the state is amended (which `save_state` does as well)
+        if (method == "save" or rest[0]["verified"] == 4) and len(tiny.rows(self.verifications._path)) == 2:
+            raise KeyboardInterrupt
+        return whole(self, *rest, **keys)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, method, killed)
+        train(make(**keys))
+    assert (tmp_path / "run" / "state" / "00000004.json").exists()
+    (resumed,) = train(make(**keys))
+    tiny.equal(tiny.state(resumed), tiny.state(straight))
+    assert logged(resumed) == logged(straight)
+
+
+def test_behind_a_damaged_state_a_run_ends_as_the_straight_one(make, teacher, tmp_path, monkeypatch):
+    keys = {"teacher": teacher, "steps": 11, "save_every": 2, "verify_every": 4, "log_every": 1}
+    (straight,) = train(make(**keys, out=tmp_path / "straight"))
+    interrupt(monkeypatch, 7)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(**keys))
+    params = tmp_path / "run" / "state" / "00000006.params"
+    params.write_bytes(params.read_bytes()[:-100])
+    (resumed,) = train(make(**keys))
+    tiny.equal(tiny.state(resumed), tiny.state(straight))
+    assert logged(resumed) == logged(straight)
+
+
+def test_behind_a_damaged_state_the_best_checkpoint_is_one_that_is_there(make, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.75, 0.25, 0.125])
+    monkeypatch.setattr(fit, "mean_accuracy", lambda results: next(scores))
+    keys = {"steps": 6, "verify_every": 2}
+    interrupt(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(**keys))
+    (tmp_path / "run" / "state" / "00000004.optimizer").unlink()  # in step 2's the best is 1, which 2 has taken out
+    (folder,) = train(make(**keys))
+    assert (folder.result["best"], folder.result["last"]) == (2, 3)
+    load_checkpoint(folder.model(2))
+
+
+@pytest.mark.parametrize("states", ["00000004", "*"])
+def test_a_generation_after_a_damaged_state_starts_from_the_last_checkpoint(make, teacher, monkeypatch, states):
+    keys = {"teacher": teacher, "generations": 2, "steps": 4, "verify_every": 2}
+    interrupt(monkeypatch, 1, generation=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(**keys))
+    recipe = make(**keys)
+    for file in (Path(recipe.out) / "state").glob(f"{states}.params"):
+        file.unlink()
+    starts = []
+    whole = fit._Generation._start
+    monkeypatch.setattr(fit._Generation, "_start", lambda self, weights: starts.append(weights) or whole(self, weights))
+    first, _ = train(recipe)
+    (start,) = starts
+    last = load_checkpoint(first.model(first.result["last"]))
+    tiny.equal(tiny.numpy_of(start), tiny.numpy_of((last.args, last.auxs)))
 
 
 def test_a_resumed_run_drops_the_same(with_dropout, tmp_path, monkeypatch):

@@ -156,6 +156,91 @@ def test_the_two_newest_states_stay(folder, params):
     assert folder.load_state()[2] == b"1000"
 
 
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    """One bit, in the middle of the arrays: MXNet reads it all the same."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "half the parameters": (".params", halve),
+    "other parameters": (".params", flip),
+    "no parameters": (".params", lambda file: file.unlink()),
+    "half an optimiser": (".optimizer", halve),
+    "other momenta": (".optimizer", flip),
+    "no optimiser": (".optimizer", lambda file: file.unlink()),
+    "half a json": (".json", halve),
+    "zeros": (".json", lambda file: file.write_bytes(bytes(100))),
+    "another json": (".json", lambda file: file.write_text("null")),
+    "of another step": (".json", lambda file: file.write_text('{"step": 19}')),
+}
+
+
+@pytest.fixture
+def damaged(folder, params):
+    """Saves states 10 and 20 and does something to the files of some."""
+
+    def states(kind, *steps):
+        suffix, damage = DAMAGES[kind]
+        for step in (10, 20):
+            folder.save_state(state(step), params, str(step).encode() * 50)
+        for step in steps:
+            damage(folder.path / "state" / f"{step:08d}{suffix}")
+        return folder
+
+    return states
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_behind_a_damaged_state_the_older_one_is_taken_and_it_is_said(damaged, caplog, kind):
+    place, _, optimizer = damaged(kind, 20).load_state()
+    assert (place, optimizer) == (state(10), b"10" * 50)
+    (message,) = caplog.messages
+    assert f"/state/00000020{DAMAGES[kind][0]}: " in message
+    assert message.endswith(" - the newest whole state is that of step 10")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_where_no_state_is_whole_it_is_said_what_to_do(damaged, kind):
+    folder = damaged(kind, 10, 20)
+    with pytest.raises(InputError) as refused:
+        folder.load_state()
+    message, states = str(refused.value), folder.path / "state"
+    assert message.startswith(f"{states}/00000020{DAMAGES[kind][0]}: ")
+    assert message.endswith(f"no other state in {states} is whole - remove {states} to start anew")
+    assert "\n" not in message
+
+
+def test_a_damaged_older_state_does_not_matter(damaged, caplog):
+    assert damaged("half a json", 10).load_state()[0] == state(20)
+    assert caplog.messages == []
+
+
+def test_a_damaged_state_goes_when_training_is_past_the_one_before_it(damaged, params):
+    folder = damaged("no optimiser", 20)
+    folder.save_state(state(15), params, b"15")
+    due = [f"{step:08d}.{kind}" for step in (10, 15) for kind in ("json", "optimizer", "params")]
+    assert names(folder.path / "state") == due
+
+
+def test_what_a_state_says_can_be_amended(folder, params, recipe):
+    folder.save_state(state(10), params, b"momentum")
+    folder.amend_state({**state(10), "number": 2})
+    assert RunFolder(recipe.out, recipe).load_state()[0] == {**state(10), "number": 2}
+
+
+def test_a_state_from_before_there_were_checksums_is_taken(folder, params):
+    folder.save_state(state(10), params, b"momentum")
+    (folder.path / "state" / "00000010.json").write_text(json.dumps(state(10)))
+    assert folder.load_state()[0] == state(10)
+
+
 def test_half_a_state_is_not_looked_at(folder, params):
     folder.save_state(state(10), params, b"10")
     for suffix in (".params", ".optimizer"):
@@ -187,6 +272,29 @@ def test_a_log_has_one_header_however_often_it_is_opened(tmp_path):
         CsvLog(tmp_path / "log.csv").write({"step": step, "loss": step / 3, "pack": "a,b"})
     with open(tmp_path / "log.csv", newline="") as file:
         assert list(csv.reader(file)) == [["step", "loss", "pack"], ["1", "0.333333", "a,b"], ["2", "0.666667", "a,b"]]
+
+
+def test_rows_past_a_step_are_dropped_and_so_is_one_that_was_cut_short(tmp_path):
+    path = tmp_path / "log.csv"
+    log = CsvLog(path)
+    log.drop_after(0)
+    assert not path.exists()
+    for step in (5, 10, 10, 15):
+        log.write({"step": step, "loss": 0.25, "pack": "a,b"})
+    before = path.read_bytes().splitlines(keepends=True)
+    with open(path, "ab") as file:
+        file.write(bytes(7) + b"\r\n1,0.")  # a crash of the system, then one of the process
+    log.drop_after(10)
+    assert path.read_bytes() == b"".join(before[:-1])
+    written = path.stat().st_mtime_ns
+    log.drop_after(10)
+    assert path.stat().st_mtime_ns == written
+    log.drop_after(0)
+    assert path.read_bytes() == before[0]
+    path.write_bytes(before[0][:-3])
+    log.drop_after(0)
+    log.write({"step": 5, "loss": 0.25, "pack": "a,b"})
+    assert path.read_bytes() == b"".join(before[:2])
 
 
 def test_a_log_that_cannot_be_written_is_said(tmp_path):

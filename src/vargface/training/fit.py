@@ -83,8 +83,7 @@ def train(recipe: EasyDict) -> list[RunFolder]:
                 weights = run.fit(weights or initial)
             else:
                 logger.info("%s: finished already, not run again", folder.path)
-                state = folder.load_state()
-                weights = state[1] if state else _loaded(folder.model(folder.result["last"]), network)
+                weights = _last_weights(folder, network)
     return folders
 
 
@@ -112,6 +111,18 @@ def _loaded(model: str, network: mx.sym.Symbol) -> tuple[Params, Params]:
     checkpoint = load_checkpoint(model)
     logger.info("%s: weights to start from; it has no class centres (fc7), these start anew", model)
     return matching(network, tagged(checkpoint.args, checkpoint.auxs), model)
+
+
+def _last_weights(folder: RunFolder, network: mx.sym.Symbol) -> tuple[Params, Params]:
+    """Return what a finished generation ended with: its last state or, where that is lost, its last checkpoint."""
+    try:
+        state = folder.load_state()
+    except InputError as error:
+        logger.warning("%s", error)
+        state = None
+    if state is not None and state[0]["step"] == folder.result["step"]:
+        return state[1]
+    return _loaded(folder.model(folder.result["last"]), network)
 
 
 class _Generation:
@@ -212,7 +223,8 @@ class _Generation:
 
     def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
         self._step, self._number, self._verified = place["step"], place["number"], place["verified"]
-        self._best = place["best"]
+        if self._folder.has(place["best"]["number"]):  # else: behind a damaged state, whose best took its place
+            self._best = place["best"]
         self._updater.set_states(optimizer)
         self._module._optimizer.begin_num_update = self._module._optimizer.num_update = self._step
         self._faces.seek(*divmod(self._step, self._faces.batches_per_epoch))

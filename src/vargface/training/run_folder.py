@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, Tuple
 
 from easydict import EasyDict
 
@@ -22,6 +24,14 @@ WHERE = {"out", "data", "packs", "context", "log_every", "verify_every", "save_e
 
 # in recipe.json beside the recipe's keys
 TRAINED_ON = "trained_on"
+
+# a state's files beside its .json, which has their SHA-256 under this key
+STATE_PARTS = (".params", ".optimizer")
+SUMS = "sha256"
+
+State = Tuple[Dict[str, Any], Tuple[Params, Params], bytes]
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -41,6 +51,7 @@ class RunFolder:
         self.recipe = recipe
         self.log, self.verifications = CsvLog(self.path / "log.csv"), CsvLog(self.path / "verification.csv")
         self._prefix = self.path / recipe.role
+        self._sums: dict[str, str] = {}
         known = self._read("recipe.json")
         if known is None:
             with whole_file(self.path / "recipe.json", "w") as file:
@@ -78,6 +89,10 @@ class RunFolder:
         """Return "PREFIX,EPOCH" of checkpoint `number`."""
         return f"{self._prefix},{number}"
 
+    def has(self, number: int) -> bool:
+        """Return whether checkpoint `number` is there."""
+        return self._prefix.with_name(f"{self._prefix.name}-{number:04d}.params").is_file()
+
     def finish(self, best: dict[str, Any], last: int, step: int) -> None:
         """Write result.json: the run is over. `best` has the number of the best checkpoint and its figures by pack."""
         with whole_file(self.path / "result.json", "w") as file:
@@ -90,26 +105,40 @@ class RunFolder:
         write_params(stem.with_suffix(".params"), tagged(*params))
         with whole_file(stem.with_suffix(".optimizer")) as file:
             file.write(optimizer)
+        self._sums = {suffix: _sha256(stem.with_suffix(suffix)) for suffix in STATE_PARTS}
         # written last: a state without it is not looked at
         self.amend_state(state)
-        for old in sorted(folder.glob("*.json"))[:-2]:
-            old.unlink()
-            for suffix in (".params", ".optimizer"):
+        files = sorted(folder.glob("*.json"), reverse=True)
+        # a state of a later step is a damaged one, which training went back behind
+        kept = [file for file in files if file.stem <= stem.name][:2]
+        for old in set(files) - set(kept):
+            for file in (old, *map(old.with_suffix, STATE_PARTS)):
                 with contextlib.suppress(FileNotFoundError):
-                    old.with_suffix(suffix).unlink()
+                    file.unlink()
 
     def amend_state(self, state: dict[str, Any]) -> None:
-        """Write anew what the saved state of this step says, its weights and optimiser as they are."""
+        """Write anew what the state saved last says, its weights and optimiser as they are."""
         with whole_file(self.path / "state" / f"{state['step']:08d}.json", "w") as file:
-            json.dump(state, file)
+            json.dump({**state, SUMS: self._sums}, file)
 
-    def load_state(self) -> tuple[dict[str, Any], tuple[Params, Params], bytes] | None:
-        """Return the newest state as it was given to `save_state`, or None."""
-        states = sorted((self.path / "state").glob("*.json"))
-        if not states:
-            return None
-        params = untagged(load_params(states[-1].with_suffix(".params")))
-        return json.loads(states[-1].read_text()), params, states[-1].with_suffix(".optimizer").read_bytes()
+    def load_state(self) -> State | None:
+        """Return the newest whole state as it was given to `save_state`, or None where none was saved.
+
+        Says so where newer ones are damaged; raises InputError where all are.
+        """
+        folder, damaged = self.path / "state", None
+        for file in sorted(folder.glob("*.json"), reverse=True):
+            try:
+                state = _read_state(file)
+            except InputError as error:
+                damaged = damaged or error
+                continue
+            if damaged:
+                logger.warning("%s - the newest whole state is that of step %d", damaged, state[0]["step"])
+            return state
+        if damaged:
+            raise InputError(f"{damaged}, and no other state in {folder} is whole - remove {folder} to start anew")
+        return None
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
@@ -119,3 +148,30 @@ class RunFolder:
             return None
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error}) - remove it, or choose another out") from error
+
+
+def _read_state(file: Path) -> State:
+    """Return the state of which `file` is the .json; raises InputError, saying no more than what is damaged."""
+    try:
+        state = json.loads(file.read_text())
+        if not isinstance(state, dict) or state.get("step") != int(file.stem):
+            raise InputError(f"{file}: damaged (not what training wrote)")
+        # a state from before there were checksums is taken if it can be read
+        for suffix, sum_ in state.pop(SUMS, {}).items():
+            part = file.with_suffix(suffix)
+            if _sha256(part) != sum_:
+                raise InputError(f"{part}: damaged (its checksum is not that in {file.name})")
+        params = untagged(load_params(file.with_suffix(".params")))
+        return state, params, file.with_suffix(".optimizer").read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: missing") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: damaged ({error})") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
