@@ -23,7 +23,7 @@ recipe = EasyDict(
     residual_gamma=1.0,  # from scratch: gamma of the batch norm that closes each residual body
     # --- losses
     scale=64.0,  # s of s*(cos(m1*theta + m2) - m3)
-    m1=1.0,
+    m1=1.0,  # these are ArcFace; symbols/margin_softmax.py says what makes CosFace and others
     m2=0.5,
     m3=0.0,
     teacher="",  # PREFIX,EPOCH; empty: no distillation
