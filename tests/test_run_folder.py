@@ -56,6 +56,14 @@ def test_the_same_recipe_opens_it_again(folder, recipe):
     assert RunFolder(recipe.out, recipe).path == folder.path
 
 
+def test_a_key_that_is_younger_than_the_run_had_its_default_value(folder, recipe):
+    path = folder.path / "recipe.json"
+    path.write_text(json.dumps({key: value for key, value in recipe.items() if key != "residual_gamma"}))
+    assert RunFolder(recipe.out, recipe).path == folder.path
+    with pytest.raises(InputError, match=r"\(residual_gamma differ\)"):
+        RunFolder(recipe.out, tiny.make_recipe(out=recipe.out, residual_gamma=0.5))
+
+
 def test_another_recipe_is_refused_naming_what_differs(folder, recipe):
     recipe = tiny.make_recipe(out=recipe.out, lr=0.5, margin_ramp="1,2")
     with pytest.raises(InputError) as caught:

@@ -14,6 +14,7 @@ from easydict import EasyDict
 from vargface.checkpoint import Params, load_params, save_checkpoint, tagged, untagged, write_params
 from vargface.errors import InputError
 from vargface.files import make_folder, whole_file
+from vargface.recipes import base
 from vargface.runtime import mx
 from vargface.training.log import CsvLog
 
@@ -57,6 +58,8 @@ class RunFolder:
             with whole_file(self.path / "recipe.json", "w") as file:
                 json.dump({**recipe, **({TRAINED_ON: trained_on} if trained_on else {})}, file, indent=1)
         else:
+            # a key that is younger than the run had what is its default now
+            known = {**base.recipe, **known}
             differing = sorted(key for key in recipe if key not in WHERE and known.get(key) != recipe[key])
             if trained_on and known.get(TRAINED_ON, trained_on) != trained_on:
                 differing.append(f"data: {known[TRAINED_ON]} then, {trained_on} now")
