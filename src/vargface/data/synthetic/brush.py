@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from vargface.data.synthetic.head import TEXTURE_HEIGHT, TEXTURE_WIDTH, Layout
+from vargface.data.synthetic.head import TEXTURE_HEIGHT, TEXTURE_WIDTH, Layout, clip
 
-__all__ = ["Brush", "coloured", "grain"]
+__all__ = ["Brush", "coloured", "curve", "grain"]
 
 
 @functools.lru_cache(maxsize=1)
@@ -32,9 +34,25 @@ def coloured(pattern: np.ndarray, shift: int, colour: np.ndarray, depth: float) 
     shift %= TEXTURE_WIDTH
     level = 1 + depth * (np.arange(256, dtype=np.float32)[:, None] - 128) / 40
     table = np.full((256, 4), 255, np.uint8)
-    table[:, :3] = np.clip(level * np.float32(colour) * 255, 0, 255)
+    table[:, :3] = clip(level * np.float32(colour) * 255, 0, 255)
     rolled = pattern[:, shift : shift + TEXTURE_WIDTH]
     return table.view(np.uint32)[:, 0][rolled].view(np.uint8).reshape(*rolled.shape, 4)
+
+
+def curve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Points (n, 2) of these coordinates; `y` may be one for all."""
+    points = np.empty((len(x), 2))
+    points[:, 0], points[:, 1] = x, y
+    return points
+
+
+class _Stroke(NamedTuple):
+    shapes: Sequence[np.ndarray]
+    within: Sequence[np.ndarray]
+    colour: np.ndarray
+    opacity: float
+    soft: float
+    width: float
 
 
 class Brush:
@@ -46,59 +64,54 @@ class Brush:
     def __init__(self, layout: Layout, colour: np.ndarray, shift: int) -> None:
         self.layout = layout
         self.canvas = coloured(grain()[0], 3 * shift, colour, 0.018)
-        self._strokes: list[tuple] = []
+        self._strokes: list[_Stroke] = []
 
-    def shape(self, polygons, colour, opacity=1.0, soft=0.0, within=None) -> None:
+    def shape(self, polygons, colour, opacity=1.0, soft=0.0, within=()) -> None:
         """Fill polygons, each (n, 2) face points; `soft` blurs their edges, polygons `within` keep them inside."""
-        self._strokes.append((polygons, within or [], colour, opacity, soft, 0.0))
+        self._strokes.append(_Stroke(polygons, within, colour, opacity, soft, 0.0))
 
     def line(self, lines, colour, width, opacity=1.0, soft=0.0) -> None:
         """Draw open lines, each (n, 2) face points, `width` face pixels thick."""
-        self._strokes.append((lines, [], colour, opacity, soft, width))
+        self._strokes.append(_Stroke(lines, (), colour, opacity, soft, width))
 
     def finish(self) -> None:
         """Paint the strokes noted so far."""
-        pieces = [np.asarray(p, np.float64) for stroke in self._strokes for p in (*stroke[0], *stroke[1])]
-        ends = np.cumsum([len(piece) for piece in pieces])
-        places = self.layout.place(np.concatenate(pieces))
-        starts = np.r_[0, ends[:-1]]
-        # Boxes of all the shapes at once: one by one they cost more than the painting.
-        lows = np.minimum.reduceat(places, starts, axis=0)
-        highs = np.maximum.reduceat(places, starts, axis=0)
+        # Places, boxes and colours of all the strokes at once: one by one they cost more than the painting.
+        strokes, self._strokes = self._strokes, []
+        pieces = [[*stroke.shapes, *stroke.within] for stroke in strokes]
+        places = self.layout.place(np.concatenate([piece for group in pieces for piece in group]))
         fixed = (places * 16 + 0.5).astype(np.int32)
-        shapes = [fixed[start:end] for start, end in zip(starts, ends)]
+        starts = np.cumsum([0] + [sum(map(len, group)) for group in pieces[:-1]])
+        margin = np.array([[2 + 2 * stroke.soft + stroke.width] for stroke in strokes])
+        lows = np.maximum(np.minimum.reduceat(places, starts) - margin, 0).astype(int).tolist()
+        highs = np.maximum(np.maximum.reduceat(places, starts) + margin + 2, 0).astype(int).tolist()
+        paints = np.full((len(strokes), 4), 255, np.uint8)
+        paints[:, :3] = clip(np.array([stroke.colour for stroke in strokes]) * 255, 0, 255)
         masks = np.zeros((2, TEXTURE_HEIGHT, TEXTURE_WIDTH), np.uint8)
-        k = 0
-        for polygons, within, colour, opacity, soft, width in self._strokes:
-            middle, end = k + len(polygons), k + len(polygons) + len(within)
-            margin = 2 + int(2 * soft) + int(width)
-            left, top = np.maximum(lows[k:middle].min(axis=0).astype(int) - margin, 0)
-            right, bottom = highs[k:middle].max(axis=0).astype(int) + margin + 2
-            box = (slice(top, max(bottom, 0)), slice(left, max(right, 0)))
-            self._blend(
-                masks, box, shapes[k:middle], shapes[middle:end], np.float32(colour), opacity, 0.65 * soft, width
-            )
-            k = end
-        self._strokes = []
+        end = 0
+        for stroke, group, low, high, paint in zip(strokes, pieces, lows, highs, paints.view(np.uint32)[:, 0]):
+            shapes = []
+            for piece in group:
+                shapes.append(fixed[end : end + len(piece)])
+                end += len(piece)
+            self._paint(masks, stroke, shapes, np.s_[low[1] : high[1], low[0] : high[0]], paint)
 
-    def _blend(self, masks, box, shapes, within, colour, opacity, soft, width) -> None:
-        """Paint one stroke inside `box`; `masks` (2, H, W) is blank before and after."""
-        patch = self.canvas[box]
+    def _paint(self, masks: np.ndarray, stroke: _Stroke, shapes: list, box: tuple, paint: np.uint32) -> None:
+        """Paint one stroke inside `box` with the pixel `paint`; `masks` (2, H, W) is blank before and after."""
+        patch, (mask, inside) = self.canvas[box], masks
         if not patch.size:
             return
-        if width:
-            cv2.polylines(masks[0], shapes, False, 255, max(1, int(width * 1.75 + 0.5)), cv2.LINE_AA, 4)
+        count = len(stroke.shapes)
+        if stroke.width:
+            cv2.polylines(mask, shapes, False, 255, max(1, int(stroke.width * 1.75 + 0.5)), cv2.LINE_AA, 4)
         else:
-            cv2.fillPoly(masks[0], shapes, 255, cv2.LINE_AA, 4)
-        mask = masks[0][box]
-        weight = cv2.GaussianBlur(mask, (0, 0), soft) if soft > 0 else mask
-        if within:
-            cv2.fillPoly(masks[1], within, 255, cv2.LINE_AA, 4)
-            weight = cv2.min(weight, masks[1][box])
-            masks[1].fill(0)
-        weight = weight * np.float32(opacity / 255)
-        full = np.empty_like(patch)
-        full[..., :3] = np.minimum(np.maximum(colour * 255, 0), 255)
-        full[..., 3] = 255
-        patch[:] = cv2.blendLinear(full, np.ascontiguousarray(patch), weight, 1 - weight)
-        mask.fill(0)
+            cv2.fillPoly(mask, shapes[:count], 255, cv2.LINE_AA, 4)
+        weight = cv2.GaussianBlur(mask[box], (0, 0), 0.65 * stroke.soft) if stroke.soft else mask[box]
+        if stroke.within:
+            cv2.fillPoly(inside, shapes[count:], 255, cv2.LINE_AA, 4)
+            weight = cv2.min(weight, inside[box])
+            inside[box] = 0
+        weight = weight * np.float32(stroke.opacity / 255)
+        full = np.full(patch.shape[:2], paint).view(np.uint8).reshape(patch.shape)
+        cv2.blendLinear(full, patch, weight, 1 - weight, dst=patch)
+        mask[box] = 0

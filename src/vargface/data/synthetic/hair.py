@@ -6,44 +6,45 @@ import cv2
 import numpy as np
 
 from vargface.data.synthetic.brush import Brush, coloured, grain
-from vargface.data.synthetic.head import COLUMNS, ROWS, TEXTURE_HEIGHT, TEXTURE_WIDTH, Layout
+from vargface.data.synthetic.head import COLUMNS, ROWS, TEXTURE_HEIGHT, TEXTURE_WIDTH, Layout, clip
 from vargface.data.synthetic.identity import Identity
 from vargface.data.synthetic.view import View
 
 __all__ = ["hair_colour", "paint_hair"]
 
-_ANGLES = np.deg2rad(np.linspace(-165, 165, 67))
+_DEGREES = np.linspace(-165, 165, 67)
+_ANGLES, _ASIDE = np.deg2rad(_DEGREES), np.abs(_DEGREES)
+_CAP_WIDTH = np.exp(-((np.linspace(-1.65, 1.65, COLUMNS) / 0.55) ** 4))
 
 
 def hair_colour(identity: Identity, view: View) -> tuple[np.ndarray, float]:
     """Colour (3,) of the hair in this picture and how grey it is, 0..1."""
-    grey = float(np.clip((view.age - identity.greys_at) / 18, 0, 1))
+    grey = min(max((view.age - identity.greys_at) / 18, 0.0), 1.0)
     colour = identity.hair * (1 - grey) + np.array([0.72, 0.71, 0.7]) * grey
     return (colour if view.hair_dye is None else view.hair_dye), grey
 
 
 def _hair_region(identity: Identity, view: View, style: str) -> np.ndarray:
     """The hair's lower edge: level y for each of the angles -165..165 degrees (67,)."""
-    angle = np.rad2deg(_ANGLES)
-    a = np.abs(angle)
-    recede = identity.recedes * np.clip((view.age - 25) / 40, 0, 1)
+    angle, a = _DEGREES, _ASIDE
+    recede = identity.recedes * min(max((view.age - 25) / 40, 0.0), 1.0)
     front = identity.hairline - recede
     front = front + identity.hairline_peak * np.exp(-((angle / 14) ** 2))
     front = front - (identity.hairline_temple + recede * 0.5) * np.exp(-(((a - 33) / 11) ** 2)) * 0.7
     if style == "fringe":
         front = np.maximum(front, -19 + 3 * np.cos(angle / 9))
     if style == "swept":
-        sweep = 16 * np.clip((angle * np.sign(identity.parting + 1e-6) + 10) / 60, 0, 1)
+        sweep = 16 * clip((angle * np.sign(identity.parting + 1e-6) + 10) / 60, 0, 1)
         front = front + sweep
     side = {"cropped": 2, "short": 7, "swept": 8, "fringe": 12, "curly": 16, "long": 80, "tied": 0}.get(style, -30)
-    temple = np.clip((a - 50) / 22, 0, 1)
+    temple = clip((a - 50) / 22, 0, 1)
     edge = front * (1 - temple) + temple * side
     if style != "long":
         # Around the ear, and down to the nape behind it.
         edge = np.where(np.abs(a - 97) < 13, np.minimum(edge, -4), edge)
         edge = np.where(a > 110, 30, edge)
     if style == "bald":
-        edge = np.where(a > 62, np.clip(-22 + (a - 62) * 0.9, -22, 25), -200)
+        edge = np.where(a > 62, clip(-22 + (a - 62) * 0.9, -22, 25), -200)
     return edge
 
 
@@ -70,7 +71,7 @@ def paint_hair(brush: Brush, identity: Identity, view: View, shift: int) -> np.n
     jagged = np.roll(curls[shift % TEXTURE_HEIGHT, : 4 * len(_ANGLES) : 4], shift) / 40.0 - 3.2
     close = style in ("cropped", "bald")
     mask = _above(brush.layout, _hair_region(identity, view, style) + rough * jagged)
-    hair = coloured(curls if style == "curly" else strands, shift, np.clip(colour, 0.03, 1), 0.16 + 0.1 * grey)
+    hair = coloured(curls if style == "curly" else strands, shift, clip(colour, 0.03, 1), 0.16 + 0.1 * grey)
     if close:
         weight = cv2.GaussianBlur(mask, (7, 7), 2.2) * np.float32(0.75 / 255)
         brush.canvas = cv2.blendLinear(hair, brush.canvas, weight, 1 - weight)
@@ -86,14 +87,13 @@ def _paint_hat(brush: Brush, view: View, height: np.ndarray, shift: int) -> np.n
     """Paint a hat over the hair; returns the heights with the hat's."""
     low = {"cap": -24.0, "beanie": -21.0, "scarf": -27.0}[view.hat]
     sides = {"cap": -12.0, "beanie": 2.0, "scarf": 90.0}[view.hat]
-    edge = low + (sides - low) * np.clip((np.abs(np.rad2deg(_ANGLES)) - 45) / 40, 0, 1)
+    edge = low + (sides - low) * clip((_ASIDE - 45) / 40, 0, 1)
     mask = _above(brush.layout, edge)
     cloth = coloured(grain()[0 if view.hat == "beanie" else 2], shift, view.cloth, 0.07)
     cv2.copyTo(cloth, mask, brush.canvas)
     band = _coarse(mask)
     out = 5.0 * band
     if view.hat == "cap":
-        front = np.exp(-((np.linspace(-1.65, 1.65, COLUMNS) / 0.55) ** 4))[None]
         rim = np.exp(-(((brush.layout.y - low + 3) / 3.0) ** 2))[:, None]
-        out = out + 15 * (front * rim * band).astype(np.float32)
+        out = out + 15 * (_CAP_WIDTH * rim * band).astype(np.float32)
     return np.where(band > 0.5, out, np.minimum(height, 4)).astype(np.float32)

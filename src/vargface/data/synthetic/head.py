@@ -20,6 +20,7 @@ __all__ = [
     "Layout",
     "Pose",
     "bumps",
+    "clip",
     "landmarks",
     "surface",
 ]
@@ -45,6 +46,12 @@ _THETA = np.deg2rad(100 * _U + 65 * _U**5)
 _SIN, _COS = np.sin(_THETA).astype(np.float32), np.cos(_THETA).astype(np.float32)
 _NOMINAL = np.linspace(_LEVEL[0], _LEVEL[-1], ROWS)
 _RADIUS = 45.0  # of the cylinder on which bumps are laid out
+_ACROSS = _RADIUS * np.where(_COS > 0, _SIN, np.sign(_SIN) * (2 - np.abs(_SIN)))  # where on it a column lies
+
+
+def clip(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """`np.clip`, without the 8 us that it spends on each call before it starts (numpy 1.23)."""
+    return np.minimum(np.maximum(values, low), high)
 
 
 def _spline_basis(knots: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -63,6 +70,10 @@ def _spline_basis(knots: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 _BASIS = _spline_basis(_LEVEL, _NOMINAL)
+# A face is flatter in front than an ellipse: the cosine's root brings the cheeks forward.
+_DEPTH = np.where(_COS > 0, np.abs(_COS) ** 0.8 * (_BASIS @ _FRONT)[:, None], _COS * (_BASIS @ _BACK)[:, None]) - 50
+_BEHIND_EAR = np.exp(-(((np.abs(np.rad2deg(_THETA)) - 97) / 9.0) ** 4))
+_BRIDGE = np.linspace(0, 1, 6)  # of the nose: from between the eyes to the tip
 
 
 class Layout:
@@ -86,17 +97,15 @@ class Layout:
 
     def place(self, points: np.ndarray) -> np.ndarray:
         """Texture pixels (n, 2) float of face points (n, 2), as seen from the front."""
-        points = np.asarray(points, np.float64).reshape(-1, 2)
-        row = np.interp(points[:, 1], self.y, np.arange(ROWS))
-        half_width = np.interp(row, np.arange(ROWS), self.half_width)
-        angle = np.arcsin(np.clip(points[:, 0] / half_width, -1, 1))
-        return self.texture(angle, points[:, 1])
+        x, y = np.asarray(points, np.float64).T
+        angle = np.arcsin(clip(x / np.interp(y, self.y, self.half_width), -1, 1))
+        return self.texture(angle, y)
 
     def texture(self, angle: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Texture pixels (n, 2) float of angles around the head (radians) and levels y."""
         column = (np.interp(angle, _THETA, np.arange(COLUMNS)) + 0.5) * TEXTURE_WIDTH / COLUMNS - 0.5
         row = (np.interp(y, self.y, np.arange(ROWS)) + 0.5) * TEXTURE_HEIGHT / ROWS - 0.5
-        return np.stack([column, row], axis=-1)
+        return np.array([column, row]).T
 
 
 def bumps(layout: Layout, table: np.ndarray) -> np.ndarray:
@@ -106,10 +115,9 @@ def bumps(layout: Layout, table: np.ndarray) -> np.ndarray:
     function of x and one of y, so that all of them together are one matrix product.
     """
     x, y, x_radius, y_radius, height = np.asarray(table, np.float64).T
-    across = _RADIUS * np.where(_COS > 0, _SIN, np.sign(_SIN) * (2 - np.abs(_SIN)))
     # The texture is laid out on the true outline, bumps on a cylinder: bring x to the cylinder.
     x = x * _RADIUS / np.interp(y, layout.y, layout.half_width)
-    gx = np.exp(-(((across[:, None] - x) / x_radius) ** 2))
+    gx = np.exp(-(((_ACROSS[:, None] - x) / x_radius) ** 2))
     gy = np.exp(-(((layout.y[:, None] - y) / y_radius) ** 2))
     return ((gy * height) @ gx.T).astype(np.float32)
 
@@ -120,13 +128,14 @@ def _relief(identity: Identity, view: View, layout: Layout) -> np.ndarray:
     sag = max(0.0, view.age - 40) / 35
     full = n.cheek_full + 2.5 * view.weight - 3 * sag
     smile = max(0.0, view.smile)
-    table = []
-    # The bridge is a chain of bumps from between the eyes to the tip.
-    for part in np.linspace(0, 1, 6):
-        height = n.nose_bridge * (1 - part) ** 1.3 + n.nose_tip * 0.62 * part**1.2 + n.nose_hook * np.sin(np.pi * part)
-        width = n.nose_bridge_width + (n.nose_width * 0.42 - n.nose_bridge_width * 0.6) * part**2
-        table.append((0, -5 + (nose + 2) * part * 0.93, width + 1.0, nose / 6.0 + 1.0, height * 0.75))
-    table += [
+    # The bridge is a chain of bumps.
+    part = _BRIDGE
+    height = n.nose_bridge * (1 - part) ** 1.3 + n.nose_tip * 0.62 * part**1.2 + n.nose_hook * np.sin(np.pi * part)
+    width = n.nose_bridge_width + (n.nose_width * 0.42 - n.nose_bridge_width * 0.6) * part**2
+    bridge = np.zeros((len(part), 5))
+    bridge[:, 1], bridge[:, 2] = -5 + (nose + 2) * part * 0.93, width + 1.0
+    bridge[:, 3], bridge[:, 4] = nose / 6.0 + 1.0, height * 0.75
+    table = [
         (0, nose - n.nose_up * 0.6, n.nose_width * 0.45, 4.0, n.nose_tip * 0.8),
         (-n.nose_width * 0.62, nose + 1.5, 3.4, 3.4, 4.2),
         (n.nose_width * 0.62, nose + 1.5, 3.4, 3.4, 4.2),
@@ -146,29 +155,26 @@ def _relief(identity: Identity, view: View, layout: Layout) -> np.ndarray:
             (side * (n.mouth_width + 7), mouth - 5, 5.0, 8.0, 2.5 * smile + 2 * sag),
             (side * 7, -30, 14.0, 12.0, 1.0),
         ]
-    return bumps(layout, np.array(table))
+    return bumps(layout, np.concatenate([bridge, table]))
 
 
 def _ears(identity: Identity, layout: Layout) -> np.ndarray:
     """How far the surface stands out sideways at the ears (ROWS, COLUMNS)."""
-    behind = (np.abs(np.rad2deg(_THETA)) - 97) / 9.0
     along = (layout.y - 7) / (15.0 * identity.ear_size)
-    rim = np.exp(-(behind**4))[None] * np.exp(-((along + 0.15 * along**2) ** 4))[:, None]
+    rim = np.exp(-((along + 0.15 * along**2) ** 4))[:, None] * _BEHIND_EAR
     return (rim * (1.5 + 0.75 * identity.ear_out)).astype(np.float32)
 
 
 def surface(identity: Identity, view: View, layout: Layout, hair: np.ndarray) -> np.ndarray:
     """Points (3, ROWS, COLUMNS) float32 of the head; `hair` (ROWS, COLUMNS) says how far hair or hat stands out."""
-    front, back = _BASIS @ _FRONT, _BASIS @ _BACK
+    level, points = layout.y[:, None], np.empty((3, ROWS, COLUMNS), np.float32)
     climb = np.where(_COS < 0, 1, np.abs(_SIN) ** identity.jaw_square)
-    lift = _JAW_CLIMB * np.maximum(layout.y - 21, 0)[:, None] * climb
-    # A face is flatter in front than an ellipse: the cosine's root brings the cheeks forward.
-    depth = np.where(_COS > 0, np.abs(_COS) ** 0.8 * front[:, None], -np.abs(_COS) * back[:, None])
-    out = hair * (1 - 0.3 * np.exp(-(((layout.y[:, None] + 5) / 12) ** 2))) + _ears(identity, layout)
-    x = layout.half_width[:, None] * _SIN + out * _SIN
-    z = depth - 50 + _relief(identity, view, layout) + hair * np.where(_COS > 0, _COS, 0.8 * _COS)
-    y = layout.y[:, None] - lift - hair * np.clip((-30 - layout.y[:, None]) / 40, 0, 1)
-    return np.stack([x, y, z]).astype(np.float32)
+    lift = _JAW_CLIMB * np.maximum(level - 21, 0) * climb
+    out = hair * (1 - 0.3 * np.exp(-(((level + 5) / 12) ** 2))) + _ears(identity, layout)
+    points[0] = (layout.half_width[:, None] + out) * _SIN
+    points[1] = level - lift - hair * clip((-30 - level) / 40, 0, 1)
+    points[2] = _DEPTH + _relief(identity, view, layout) + hair * np.where(_COS > 0, _COS, 0.8 * _COS)
+    return points
 
 
 def _rotation(view: View) -> np.ndarray:
@@ -183,29 +189,31 @@ def _rotation(view: View) -> np.ndarray:
 
 def _align(points: np.ndarray) -> tuple[complex, complex]:
     """Scale-rotation and shift (complex) of the similarity that brings points (5, 2) closest to the template."""
-    source, target = points @ [1, 1j], TEMPLATE @ [1, 1j]
+    source, target = (places[:, 0] + 1j * places[:, 1] for places in (points, TEMPLATE))
     centred = source - source.mean()
-    turn = np.vdot(centred, target - target.mean()) / np.vdot(centred, centred).real
-    return turn, target.mean() - turn * source.mean()
+    turn = np.vdot(centred, target) / np.vdot(centred, centred).real
+    return complex(turn), complex(target.mean() - turn * source.mean())
 
 
 class Pose:
     """Maps head points to the aligned picture, as a detector and InsightFace's alignment would place them."""
 
     def __init__(self, view: View, landmarks: np.ndarray) -> None:
-        self.rotation, self.distance = _rotation(view), view.distance
+        self.rotation, self.distance = _rotation(view).astype(np.float32), view.distance
         self.turn, self.shift = 1 + 0j, 0j
-        flat = self(landmarks.T)[0][:, :2]
-        self.turn, self.shift = _align(flat + view.landmark_noise)
+        self.turn, self.shift = _align(self(landmarks.T)[0] + view.landmark_noise)
 
     def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Picture positions (n, 2) with the nearness z as third column, and turned points (3, n), of points (3, n)."""
-        turned = self.rotation.astype(np.float32) @ points.astype(np.float32)
-        nearer = self.distance / (self.distance - turned[2])
-        x, y = turned[0] * nearer, turned[1] * nearer
-        a, b = np.float32(self.turn.real), np.float32(self.turn.imag)
-        flat = np.stack([a * x - b * y + self.shift.real, b * x + a * y + self.shift.imag, turned[2]], axis=1)
-        return flat.astype(np.float32), turned
+        """Picture positions (n, 2) and turned points (3, n), both float32, of points (3, n)."""
+        turned = self.rotation @ points.astype(np.float32, copy=False)
+        x, y = turned[:2] * (self.distance / (self.distance - turned[2]))
+        turn, shift = self.turn, self.shift
+        flat = np.array([turn.real * x - turn.imag * y + shift.real, turn.imag * x + turn.real * y + shift.imag])
+        return flat.T, turned
+
+    def outline(self, points) -> np.ndarray:
+        """Picture positions (n, 2) float32 of points (n, 3)."""
+        return self(np.asarray(points).T)[0]
 
 
 def landmarks(identity: Identity, view: View, layout: Layout, points: np.ndarray) -> np.ndarray:
@@ -214,6 +222,6 @@ def landmarks(identity: Identity, view: View, layout: Layout, points: np.ndarray
     mouth = layout.mouth_y - 2 * view.smile
     eye, nose = identity.eye_gap, layout.nose_y - 1
     places = layout.place([[-eye, 0], [eye, 0], [0, nose], [-wide, mouth], [wide, mouth]])
-    column = np.clip(np.round(places[:, 0] * COLUMNS / TEXTURE_WIDTH), 0, COLUMNS - 1).astype(int)
-    row = np.clip(np.round(places[:, 1] * ROWS / TEXTURE_HEIGHT), 0, ROWS - 1).astype(int)
+    column = clip(np.round(places[:, 0] * COLUMNS / TEXTURE_WIDTH), 0, COLUMNS - 1).astype(int)
+    row = clip(np.round(places[:, 1] * ROWS / TEXTURE_HEIGHT), 0, ROWS - 1).astype(int)
     return points[:, row, column].T

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from vargface.data.synthetic.brush import Brush
+from vargface.data.synthetic.brush import Brush, curve
 from vargface.data.synthetic.hair import hair_colour
-from vargface.data.synthetic.head import Layout, bumps
+from vargface.data.synthetic.head import Layout, bumps, clip
 from vargface.data.synthetic.identity import Identity
 from vargface.data.synthetic.view import View
 
 __all__ = ["paint_face", "tint"]
 
 _S = np.linspace(-1, 1, 17)
-_ROUND = np.stack([np.cos(np.linspace(0, 2 * np.pi, 20)[:-1]), np.sin(np.linspace(0, 2 * np.pi, 20)[:-1])], axis=1)
+_FOLD, _FOREHEAD, _ALONG_BROW = np.linspace(0, 1, 7)[:, None], np.linspace(-20, 20, 9), np.linspace(0, 1, 14)
+_CROWS_FEET = [np.linspace(1.5, 8, 4)[:, None] * [np.cos(angle), np.sin(angle)] for angle in (-0.45, -0.05, 0.4)]
+_NOSE_WING = curve(1.1 * np.cos(np.linspace(-1.1, 1.2, 8)), 4.0 * np.sin(np.linspace(-1.1, 1.2, 8)))
+_TURN = np.linspace(0, 2 * np.pi, 19, endpoint=False)
+_ROUND = curve(np.cos(_TURN), np.sin(_TURN))
+_MIRROR = np.array([-1.0, 1.0])
 
 
 def tint(identity: Identity, view: View, layout: Layout) -> np.ndarray:
-    """What blush, eye sockets, stubble and shadows multiply the light by: (ROWS, COLUMNS, 4) float32, 1 in the last."""
+    """What blush, eye sockets, stubble and shadows multiply the light by: (3, ROWS, COLUMNS) float32."""
     n, mouth, nose = identity, layout.mouth_y, layout.nose_y
     old = max(0.0, view.age - 40) / 35
     blush = n.blush + 0.12 * view.makeup
@@ -34,20 +39,24 @@ def tint(identity: Identity, view: View, layout: Layout) -> np.ndarray:
     beard = view.beard * n.beard_grows * 0.42
     dark += [(0, mouth + 16, 24, 11, beard), (-24, mouth + 2, 8, 15, beard * 0.7), (24, mouth + 2, 8, 15, beard * 0.7)]
     dark += [(0, mouth - 8, 11, 2.6, beard)]
-    shade = 1 - np.clip(bumps(layout, dark), 0, 0.75)
-    flush = np.clip(bumps(layout, red), 0, 0.6)
-    colour = np.stack([shade, shade * (1 - 0.55 * flush), shade * (1 - 0.45 * flush), np.ones_like(shade)], axis=-1)
-    return colour.astype(np.float32)
+    shade = 1 - clip(bumps(layout, dark), 0, 0.75)
+    flush = clip(bumps(layout, red), 0, 0.6)
+    return np.array([shade, shade * (1 - 0.55 * flush), shade * (1 - 0.45 * flush)])
 
 
 def _mirrored(points) -> list[np.ndarray]:
     """The same points (n, 2) on the right and on the left of the face."""
     points = np.asarray(points, np.float64)
-    return [points, points * [-1, 1]]
+    return [points, points * _MIRROR]
 
 
-def _eye_outline(identity: Identity, view: View, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Upper and lower lid lines (17, 2) of one eye, from the inner corner to the outer."""
+def _band(x: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """The polygon (2 n, 2) between two curves over the same x."""
+    return np.concatenate([curve(x, top), curve(x, bottom)[::-1]])
+
+
+def _eye_outline(identity: Identity, view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Upper and lower lid lines (17, 2) of the right eye of the picture, from the inner corner to the outer."""
     n = identity
     old = max(0.0, view.age - 45) / 30
     height = n.eye_width * n.eye_open * (1 - 0.92 * view.eye_close) * (1 + 0.1 * max(0.0, view.brow_raise) - 0.12 * old)
@@ -55,20 +64,19 @@ def _eye_outline(identity: Identity, view: View, side: int) -> tuple[np.ndarray,
     arch = 1 - np.abs(_S) ** 2.2
     upper = arch * (1 + n.eye_peak * _S) * height * 1.15
     lower = arch * (1 - 0.5 * n.eye_peak * _S) * height * 0.62
-    x = n.eye_gap * side + side * _S * n.eye_width
+    x = n.eye_gap + _S * n.eye_width
     slope = -n.eye_slant * _S * n.eye_width * 0.8 + 0.8 * old * (_S > 0) * _S
     shut = 0.8 * view.eye_close
-    return np.stack([x, slope - upper + shut], axis=1), np.stack([x, slope + lower + shut], axis=1)
+    return curve(x, slope - upper + shut), curve(x, slope + lower + shut)
 
 
 def _paint_eyes(brush: Brush, identity: Identity, view: View) -> None:
     n, skin = identity, identity.skin
     old = max(0.0, view.age - 40) / 35
-    lids = [_eye_outline(n, view, side) for side in (-1, 1)]
-    uppers, lowers = [u for u, _ in lids], [v for _, v in lids]
-    outlines = [np.concatenate([u, v[::-1]]) for u, v in lids]
-    lid = skin * (0.9 - 0.25 * view.makeup)
-    brush.shape([np.concatenate([u - [0, 2.6], v[::-1] + [0, 0.6]]) for u, v in lids], lid, 0.55, 1.5)
+    upper, lower = _eye_outline(n, view)
+    outlines = _mirrored(np.concatenate([upper, lower[::-1]]))
+    lid = np.concatenate([upper - [0, 2.6], lower[::-1] + [0, 0.6]])
+    brush.shape(_mirrored(lid), skin * (0.9 - 0.25 * view.makeup), 0.55, 1.5)
     brush.shape(outlines, np.array([0.93, 0.91, 0.89]) - 0.06 * old, 1.0)
     centres = [np.array([n.eye_gap * side + view.gaze[0] * 1.6, view.gaze[1] * 0.8 - 0.7]) for side in (-1, 1)]
     radius = 4.1 * n.iris_size
@@ -76,35 +84,26 @@ def _paint_eyes(brush: Brush, identity: Identity, view: View) -> None:
         brush.shape([c + _ROUND * radius * size for c in centres], colour, 1.0, within=outlines)
     brush.shape([c + [-1.1, -1.2] + _ROUND[::2] * 0.75 for c in centres], np.ones(3), 0.9, within=outlines)
     # The lid's shadow on the eyeball.
-    brush.shape([np.concatenate([u, u[::-1] + [0, 1.5]]) for u in uppers], np.full(3, 0.12), 0.45, 0.6, within=outlines)
+    shadow = np.concatenate([upper, upper[::-1] + [0, 1.5]])
+    brush.shape(_mirrored(shadow), np.full(3, 0.12), 0.45, 0.6, within=outlines)
     lash = 0.35 + 0.9 * n.lashes + 0.6 * view.makeup
-    brush.line(uppers, n.hair * 0.15 + 0.02, lash * 0.85, 0.9)
-    brush.line([v[6:] for v in lowers], skin * 0.4, 0.5, 0.25 + 0.35 * n.lashes + 0.2 * view.makeup)
+    brush.line(_mirrored(upper), n.hair * 0.15 + 0.02, lash * 0.85, 0.9)
+    brush.line(_mirrored(lower[6:]), skin * 0.4, 0.5, 0.25 + 0.35 * n.lashes + 0.2 * view.makeup)
     if n.eyelid != "none":
         lift = (2.2 if n.eyelid == "crease" else 0.9) + 1.6 * view.eye_close
-        brush.line([u[2:] - [0, lift] for u in uppers], skin * 0.55, 0.55, 0.7, 0.5)
+        brush.line(_mirrored(upper[2:] - [0, lift]), skin * 0.55, 0.55, 0.7, 0.5)
     if n.eyelid == "hooded":
-        hood = [np.concatenate([u[8:] - [0, 3.2], u[:7:-1] + [0, 0.5]]) for u in uppers]
-        brush.shape(hood, skin * 0.93, 0.85, 0.6)
+        hood = np.concatenate([upper[8:] - [0, 3.2], upper[:7:-1] + [0, 0.5]])
+        brush.shape(_mirrored(hood), skin * 0.93, 0.85, 0.6)
     if old > 0:
-        _paint_eye_wrinkles(brush, skin, old, uppers, lowers)
-
-
-def _paint_eye_wrinkles(brush: Brush, skin, old: float, uppers: list, lowers: list) -> None:
-    bags = [np.stack([v[:, 0], 4.6 + 2.2 * (1 - _S**2)], axis=1)[2:-1] for v in lowers]
-    brush.line(bags, skin * 0.6, 0.6, 0.55 * old, 1.0)
-    reach = np.linspace(1.5, 8, 4)[:, None]
-    feet = [
-        u[-1] + reach * [side * np.cos(angle), np.sin(angle)]
-        for u, side in zip(uppers, (-1, 1))
-        for angle in (-0.45, -0.05, 0.4)
-    ]
-    brush.line(feet, skin * 0.6, 0.4, 0.6 * old, 0.6)
+        brush.line(_mirrored(curve(lower[:, 0], 4.6 + 2.2 * (1 - _S**2))[2:-1]), skin * 0.6, 0.6, 0.55 * old, 1.0)
+        crows_feet = [foot for ray in _CROWS_FEET for foot in _mirrored(upper[-1] + ray)]
+        brush.line(crows_feet, skin * 0.6, 0.4, 0.6 * old, 0.6)
 
 
 def _paint_brows(brush: Brush, identity: Identity, view: View, colour: np.ndarray) -> None:
     n = identity
-    s = np.linspace(0, 1, 14)
+    s = _ALONG_BROW
     inner, outer = 5.5 + n.brow_gap, 5.5 + n.brow_gap + 19.5 * n.brow_length
     x = inner + (outer - inner) * s
     middle = (
@@ -112,19 +111,17 @@ def _paint_brows(brush: Brush, identity: Identity, view: View, colour: np.ndarra
     )
     middle += np.maximum(0, -view.brow_raise) * 1.6 * (1 - s)
     thin = 1 - 0.3 * max(0.0, view.age - 50) / 25
-    half = n.brow_thick * 0.62 * thin * np.clip(1.25 - s, 0.12, 1) * np.clip(0.55 + 3 * s, 0, 1)
-    points = np.concatenate([np.stack([x, middle - half], 1), np.stack([x, middle + half], 1)[::-1]])
+    half = n.brow_thick * 0.62 * thin * clip(1.25 - s, 0.12, 1) * clip(0.55 + 3 * s, 0, 1)
     opacity = min(1.0, n.brow_dark + 0.15 * view.makeup)
-    brush.shape(_mirrored(points), colour, opacity * 0.9, 1.0)
-    brush.line(_mirrored(np.stack([x, middle], 1)[1:-2]), colour * 0.7, 0.5 * n.brow_thick, opacity * 0.5, 0.8)
+    brush.shape(_mirrored(_band(x, middle - half, middle + half)), colour, opacity * 0.9, 1.0)
+    brush.line(_mirrored(curve(x, middle)[1:-2]), colour * 0.7, 0.5 * n.brow_thick, opacity * 0.5, 0.8)
 
 
 def _paint_nose(brush: Brush, identity: Identity, layout: Layout) -> None:
     n, y, skin = identity, layout.nose_y, identity.skin
     hole = _ROUND * [1.9 * n.nostril * n.nose_width / 9, 1.05 * n.nostril]
     brush.shape(_mirrored([n.nose_width * 0.42, y + 3.2 - 0.5 * n.nose_up] + hole), skin * 0.22, 0.85, 0.9)
-    s = np.linspace(-1.1, 1.2, 8)
-    wing = np.stack([n.nose_width * 0.86 + 1.1 * np.cos(s), y + 1 + 4.0 * np.sin(s)], 1)
+    wing = [n.nose_width * 0.86, y + 1] + _NOSE_WING
     brush.line(_mirrored(wing), skin * 0.5, 0.6, 0.45, 0.8)
     brush.shape([[0, y - 2.5] + _ROUND * [1.8, 1.6]], np.minimum(skin * 1.25, 1), 0.25, 1.5)
     bottom = layout.mouth_y - n.upper_lip - 1.5
@@ -137,47 +134,42 @@ def _paint_mouth(brush: Brush, identity: Identity, view: View, layout: Layout) -
     width = n.mouth_width * (1 + 0.16 * max(0.0, view.smile))
     ends = 1 - np.abs(_S) ** 2.0
     x = _S * width
-    curve = -(2.6 * view.smile + n.mouth_curve * 0.6) * (_S**2 - 0.35)
+    bend = -(2.6 * view.smile + n.mouth_curve * 0.6) * (_S**2 - 0.35)
     parted = 8.5 * view.mouth_open + 2.2 * max(0.0, view.smile - 0.45)
     bow = n.cupid_bow * (np.exp(-((_S / 0.13) ** 2)) - 0.45 * np.exp(-(((np.abs(_S) - 0.28) / 0.15) ** 2)))
     stretch = 1 - 0.25 * max(0.0, view.smile) - 0.3 * old
-    top = y + curve - n.upper_lip * 1.05 * stretch * ends**0.75 + bow
-    inner_top = y + curve - 0.3 * parted * ends
-    inner_bottom = y + curve + 0.7 * parted * ends
+    top = y + bend - n.upper_lip * 1.05 * stretch * ends**0.75 + bow
+    inner_top = y + bend - 0.3 * parted * ends
+    inner_bottom = y + bend + 0.7 * parted * ends
     bottom = inner_bottom + n.lower_lip * stretch * ends**0.7
     red = np.array([0.72, 0.26, 0.28]) if view.makeup == 0 else np.array([0.72, 0.12, 0.2])
     amount = min(0.95, n.lip_red * 0.75 + 0.5 * view.makeup)
     lip = identity.skin * (1 - amount) * 0.88 + amount * red * (0.45 + 0.6 * identity.skin.mean())
-
-    def both(a, b) -> list[np.ndarray]:
-        return [np.concatenate([np.stack([x, a], 1), np.stack([x, b], 1)[::-1]])]
-
-    brush.shape(both(top, inner_top), lip * 0.86, 0.92, 0.7)
-    brush.shape(both(inner_bottom, bottom), lip * 1.04, 0.92, 0.8)
+    brush.shape([_band(x, top, inner_top)], lip * 0.86, 0.92, 0.7)
+    brush.shape([_band(x, inner_bottom, bottom)], lip * 1.04, 0.92, 0.8)
     if parted > 0.6:
-        brush.shape(both(inner_top, inner_bottom), np.array([0.22, 0.06, 0.06]), 1.0)
+        brush.shape([_band(x, inner_top, inner_bottom)], np.array([0.22, 0.06, 0.06]), 1.0)
         teeth = np.minimum(inner_top + np.minimum(3.4, 0.75 * parted) * ends**0.5, inner_bottom)
-        brush.shape(both(inner_top, teeth), np.array([0.92, 0.89, 0.83]) - 0.1 * old, 0.95, 0.5)
+        brush.shape([_band(x, inner_top, teeth)], np.array([0.92, 0.89, 0.83]) - 0.1 * old, 0.95, 0.5)
     else:
-        brush.line([np.stack([x, (inner_top + inner_bottom) / 2], 1)], lip * 0.4, 0.75, 0.85, 0.5)
+        brush.line([curve(x, (inner_top + inner_bottom) / 2)], lip * 0.4, 0.75, 0.85, 0.5)
     brush.shape([[0, y + 1.2 + parted * 0.7 + n.lower_lip * 0.45] + _ROUND * [width * 0.3, 0.8]], np.ones(3), 0.16, 1.2)
-    brush.line([np.stack([x[4:13], bottom[4:13] + 1.2], 1)], identity.skin * 0.55, 0.8, 0.35, 1.4)
-    brush.shape(_mirrored([width + 0.6, y + curve[0]] + _ROUND * 1.1), identity.skin * 0.4, 0.45, 1.0)
+    brush.line([curve(x, bottom + 1.2)[4:13]], identity.skin * 0.55, 0.8, 0.35, 1.4)
+    brush.shape(_mirrored([width + 0.6, y + bend[0]] + _ROUND * 1.1), identity.skin * 0.4, 0.45, 1.0)
 
 
 def _paint_age(brush: Brush, identity: Identity, view: View, layout: Layout) -> None:
-    old, skin, y = float(np.clip((view.age - 32) / 40, 0, 1.1)), identity.skin, layout.mouth_y
+    old, skin, y = min(max((view.age - 32) / 40, 0.0), 1.1), identity.skin, layout.mouth_y
     wide = identity.mouth_width
     start, end = np.array([identity.nose_width + 1.5, layout.nose_y - 1]), np.array([wide + 5, y + 1 + 4 * old])
-    s = np.linspace(0, 1, 7)[:, None]
-    bend = start + (end - start) * s + np.sin(np.pi * s) * [2.2, -0.5]
+    bend = start + (end - start) * _FOLD + np.sin(np.pi * _FOLD) * [2.2, -0.5]
     brush.line(_mirrored(bend), skin * 0.58, 0.8, 0.1 + 0.45 * old + 0.24 * max(0.0, view.smile), 1.4)
     if old > 0.3:
         brush.line(_mirrored([[wide + 2, y + 3], [wide + 4, y + 13]]), skin * 0.55, 0.7, 0.5 * old, 1.3)
         brush.line(_mirrored([[2.4, -9], [2.2, -15]]), skin * 0.55, 0.6, 0.5 * old, 1.0)
     if old > 0.25 or view.brow_raise > 0.5:
-        x = np.linspace(-20, 20, 9)
-        waves = [np.stack([x, -22.5 - 5 * k + 1.1 * np.cos(x / 7 + k) - 1.5 * view.brow_raise], 1) for k in range(3)]
+        x, y = _FOREHEAD, -22.5 - 1.5 * view.brow_raise
+        waves = [curve(x, y - 5 * k + 1.1 * np.cos(x / 7 + k)) for k in range(3)]
         brush.line(waves, skin * 0.58, 0.55, max(0.65 * old, 0.4 * view.brow_raise - 0.1), 0.9)
 
 
@@ -185,7 +177,8 @@ def paint_face(brush: Brush, identity: Identity, view: View) -> None:
     """Paint everything that lies in the skin of the face, hair excepted."""
     layout, skin = brush.layout, identity.skin
     if len(identity.freckle_places):
-        spots = [[x, y] + _ROUND[::4] * radius for x, y, radius in identity.freckle_places]
+        places = identity.freckle_places[:, None]
+        spots = places[..., :2] + _ROUND[::4] * places[..., 2:]
         brush.shape(spots, skin * [0.7, 0.52, 0.42], 0.35 + 0.35 * identity.freckles, 0.5)
     _paint_nose(brush, identity, layout)
     _paint_age(brush, identity, view, layout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -153,6 +155,12 @@ def _draw_expression(rng: np.random.Generator) -> dict:
     }
 
 
+def _draw_one(rng: np.random.Generator, chances: dict[str, float]) -> str:
+    """One of the names, each with its chance; the chances add up to 1."""
+    names, place = list(chances), bisect.bisect(list(itertools.accumulate(chances.values())), rng.random())
+    return names[min(place, len(names) - 1)]
+
+
 def _draw_dye(rng: np.random.Generator) -> np.ndarray:
     """A hair colour (3,), natural as a rule."""
     return (
@@ -164,19 +172,19 @@ def _draw_dye(rng: np.random.Generator) -> np.ndarray:
 
 def _draw_worn(rng: np.random.Generator, often: float) -> dict:
     """What is worn and in the way; `often` multiplies the chances of what hides part of the face."""
-    glasses = rng.choice(["", "clear", "sun"], p=[0.84 - 0.06 * often, 0.16, 0.06 * often])
-    hat = rng.choice(["", "cap", "beanie", "scarf"], p=[1 - 0.2 * often, 0.08 * often, 0.07 * often, 0.05 * often])
-    occluder = rng.choice(["", "hand", "mask", "patch"], p=[1 - 0.12 * often, 0.06 * often, 0.02 * often, 0.04 * often])
+    glasses = _draw_one(rng, {"": 0.84 - 0.06 * often, "clear": 0.16, "sun": 0.06 * often})
+    hat = _draw_one(rng, {"": 1 - 0.2 * often, "cap": 0.08 * often, "beanie": 0.07 * often, "scarf": 0.05 * often})
+    occluder = _draw_one(rng, {"": 1 - 0.12 * often, "hand": 0.06 * often, "mask": 0.02 * often, "patch": 0.04 * often})
     return {
         "hair_style": HAIR_STYLES[rng.integers(1, len(HAIR_STYLES))] if rng.random() < 0.2 else None,
         "hair_dye": _draw_dye(rng) if rng.random() < 0.2 else None,
         "beard": float(rng.uniform(0.2, 1)) if rng.random() < 0.5 else 0.0,
         "makeup": float(rng.uniform(0.3, 1)) if rng.random() < 0.25 else 0.0,
-        "glasses": str(glasses),
+        "glasses": glasses,
         "glasses_shape": tuple(float(v) for v in rng.uniform([9.5, 6.0, 2.0], [13.0, 10.5, 5.0])),
-        "hat": str(hat),
+        "hat": hat,
         "cloth": np.clip(rng.uniform(0.05, 0.9) + rng.normal(0, 0.16, 3), 0.03, 1).astype(np.float32),
-        "occluder": str(occluder),
+        "occluder": occluder,
         "occluder_place": tuple(float(v) for v in rng.uniform(0, 1, 3)),
     }
 
