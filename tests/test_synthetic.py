@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import io
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
 from dataclasses import fields, replace
 
 import cv2
 import numpy as np
 import pytest
 
+from vargface import demo
+from vargface.cli import main
 from vargface.data.packs import read_pack
 from vargface.data.records import FaceRecords
-from vargface.data.synthetic import Identity, View, contact_sheet, head, make_dataset, person, picture, render
+from vargface.data.synthetic import (
+    Identity,
+    View,
+    contact_sheet,
+    head,
+    make_dataset,
+    person,
+    picture,
+    progress_bar,
+    render,
+)
 from vargface.errors import InputError
 
 SMALL = {"identities": 3, "images_per_identity": 4, "pairs": 20, "pack_identities": 4, "seed": 5}
@@ -87,6 +110,68 @@ def test_an_interrupted_folder_is_not_there(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         make_dataset(tmp_path / "set", workers=1, progress=stop, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_is_for_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress_bar() as progress:
+        progress(30, 120)
+        progress(120, 120)
+    assert "100%" in sys.stderr.getvalue() and "120/120" in sys.stderr.getvalue()
+
+
+def test_synth_says_nothing_elsewhere(tmp_path, capfd):
+    assert main(["synth", str(tmp_path / "set"), "--identities", "2", "--images", "2", "--pairs", "20"]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert len(FaceRecords(tmp_path / "set")) == 4
+
+
+def test_the_demo_draws_with_a_bar(monkeypatch, tmp_path):
+    def draw(folder, *, progress, **counts):
+        progress(7, 9)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(demo, "make_dataset", draw)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_demo([f"out={tmp_path}"])
+    assert "7/9" in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize(("seen", "later"), [("draw:", 0.2), ("%|", 0)], ids=["while workers start", "in the middle"])
+def test_ctrl_c_on_a_terminal_leaves_nothing(tmp_path, seen, later):
+    """The terminal tells every process of the group: none of them complains, and the parent leaves no folder."""
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # no bar on one without columns
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from vargface.cli import main; sys.exit(main())",
+            "synth",
+            tmp_path / "set",
+        ],
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    said = ""
+    with open(ours, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # so Linux says that nobody is left
+        while seen not in said:
+            said += screen.read(4096).decode(errors="replace")
+        time.sleep(later)
+        os.killpg(process.pid, signal.SIGINT)
+        while more := screen.read(4096):
+            said += more.decode(errors="replace")
+    assert process.wait() == 130, said
+    assert "Traceback" not in said and said.endswith("vargface: stopped\r\n")
     assert list(tmp_path.iterdir()) == []
 
 

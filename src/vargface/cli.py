@@ -150,20 +150,22 @@ def _curves(arguments: argparse.Namespace) -> None:
 def _synth(arguments: argparse.Namespace) -> None:
     import cv2
 
-    from vargface.data.synthetic import contact_sheet, make_dataset
+    from vargface.data.synthetic import contact_sheet, make_dataset, progress_bar
 
     if arguments.sheet:
         sheet = cv2.cvtColor(contact_sheet(), cv2.COLOR_RGB2BGR)
         _, encoded = cv2.imencode(".png" if arguments.sheet.endswith(".png") else ".jpg", sheet)
         with whole_file(arguments.sheet) as file:
             file.write(encoded.tobytes())
-    make_dataset(
-        arguments.out,
-        identities=arguments.identities,
-        images_per_identity=arguments.images,
-        pairs=arguments.pairs,
-        seed=arguments.seed,
-    )
+    with progress_bar() as progress:
+        make_dataset(
+            arguments.out,
+            identities=arguments.identities,
+            images_per_identity=arguments.images,
+            pairs=arguments.pairs,
+            seed=arguments.seed,
+            progress=progress,
+        )
 
 
 def _flops(arguments: argparse.Namespace) -> None:

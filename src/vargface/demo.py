@@ -9,7 +9,7 @@ from pathlib import Path
 from easydict import EasyDict
 
 from vargface.checkpoint import load_checkpoint
-from vargface.data.synthetic import make_dataset
+from vargface.data.synthetic import make_dataset, progress_bar
 from vargface.eval.table import Result, results_table
 from vargface.files import locked_folder
 from vargface.recipe import load_recipe, network_symbol
@@ -35,7 +35,8 @@ def draw_data(out: str | Path = "") -> Path:
     folder = Path(out or OUT) / "data"
     if not (folder / "property").exists():
         logger.info("drawing synthetic faces into %s", folder)
-        make_dataset(folder, **DATA)
+        with progress_bar() as progress:
+            make_dataset(folder, **DATA, progress=progress)
     return folder
 
 

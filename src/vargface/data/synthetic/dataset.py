@@ -9,12 +9,14 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from vargface.data.packs import write_pack
 from vargface.data.records import RecordWriter
@@ -24,7 +26,7 @@ from vargface.data.synthetic.view import View
 from vargface.errors import InputError
 from vargface.files import make_folder
 
-__all__ = ["PACKS", "contact_sheet", "make_dataset", "person", "picture"]
+__all__ = ["PACKS", "contact_sheet", "make_dataset", "person", "picture", "progress_bar"]
 
 # Name of the pack -> what kinds of view its pairs compare.
 PACKS = {"lfw": ("frontal", "frontal"), "cfp_fp": ("frontal", "profile"), "agedb_30": ("young", "old")}
@@ -54,9 +56,34 @@ def _pictures(seed: int, wanted: list[tuple[int, int, str]]) -> list[bytes]:
 
 
 def _start_worker() -> None:
-    # a terminal's Ctrl-C reaches every process: the parent alone says so and ends the others
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
+    # a parent that is killed cannot end its workers, which would wait for work for ever
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in this block never hear Ctrl-C, which a terminal sends to all; this one does when it ends.
+
+    Children that are told to ignore it would die of it, and complain, in the half second before they are.
+    """
+    heard = []
+    in_main = threading.current_thread() is threading.main_thread()  # which alone hears it
+    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True)) if in_main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # children have it from their parent
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _in_order(
@@ -69,8 +96,9 @@ def _in_order(
             pool = stack.enter_context(
                 ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
             )
-            futures = [pool.submit(_pictures, seed, batch) for batch in batches]
-            stack.callback(lambda: [future.cancel() for future in futures])
+            with _deaf_children():
+                futures = [pool.submit(_pictures, seed, batch) for batch in batches]
+                stack.callback(lambda: [future.cancel() for future in futures])
             drawn: Iterable = (future.result() for future in futures)
         else:
             drawn = (_pictures(seed, batch) for batch in batches)
@@ -155,6 +183,18 @@ def make_dataset(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Yield what `make_dataset` takes as `progress`: it moves a bar on a terminal, and says nothing elsewhere."""
+    with tqdm(unit="img", desc="draw", disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _cores() -> int:
