@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 from dataclasses import fields, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -301,3 +302,11 @@ def test_contact_sheet_has_a_row_per_person():
     sheet = contact_sheet(2, seed=3)
     assert sheet.shape == (2 * 112, 9 * 112, 3) and sheet.dtype == np.uint8
     assert np.array_equal(sheet[112:], contact_sheet(1, seed=3, first=1))
+
+
+def test_the_baselines_refuse_what_they_cannot_learn_from(folder, tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "synthetic_baselines.py"
+    for data, why in ((tmp_path / "none", "no such folder"), (folder, "12 pictures of 3 people, too few")):
+        done = subprocess.run([sys.executable, script, data], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stdout == ""
+        assert why in done.stderr and done.stderr.count("\n") == 1
