@@ -14,6 +14,7 @@ recipe = EasyDict(
     network="vargfacenet",
     multiplier=0.25,
     embedding_size=128,
+    residual_gamma=0.2,
     scale=16.0,
     m2=0.1,
     alpha=7.0,

@@ -16,6 +16,7 @@ recipe = EasyDict(
     output="FC",
     multiplier=0.25,
     embedding_size=128,
+    residual_gamma=0.2,
     scale=16.0,
     m2=0.1,
     batch_size=32,

@@ -22,7 +22,7 @@ from vargface.runtime import mx
 from vargface.training import fit
 from vargface.training.interrupt import Terminated
 
-COMMANDS = ["demo", "train", "verify", "synth", "flops"]
+COMMANDS = ["demo", "train", "verify", "curves", "synth", "flops"]
 
 
 @pytest.fixture(autouse=True)
@@ -276,7 +276,7 @@ def test_a_bug_of_ours_keeps_its_traceback(arguments, tiny_network, monkeypatch)
 def test_the_demos_data_alone_is_drawn_once_and_as_the_demo_draws_it(tmp_path, capsys, monkeypatch):
     drawn = []
 
-    def make_dataset(folder, **settings):
+    def make_dataset(folder, progress, **settings):
         drawn.append((folder, settings))
         folder.mkdir(parents=True)
         (folder / "property").touch()
