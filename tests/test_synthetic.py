@@ -310,3 +310,12 @@ def test_the_baselines_refuse_what_they_cannot_learn_from(folder, tmp_path):
         done = subprocess.run([sys.executable, script, data], capture_output=True, text=True)
         assert done.returncode == 2 and done.stdout == ""
         assert why in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_command_draws_a_sheet_alone(tmp_path, capsys):
+    assert main(["synth", "--sheet", str(tmp_path / "sheet.png"), "--seed", "3"]) == 0
+    drawn = cv2.cvtColor(cv2.imread(str(tmp_path / "sheet.png")), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(drawn, contact_sheet(seed=3))
+    assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
+    assert main(["synth"]) == 2
+    assert capsys.readouterr().err == "vargface: error: nothing to draw - give the folder to make, or --sheet FILE\n"

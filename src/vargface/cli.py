@@ -76,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     curves.epilog = "example: vargface curves runs/demo/student runs/demo/student-undistilled --out curves.png"
 
     synth = _command(commands, "synth", _synth, "draw a data set of synthetic faces: train.rec and three packs")
-    synth.add_argument("out", metavar="OUT", help="the folder to make")
+    synth.add_argument("out", nargs="?", metavar="OUT", help="the folder to make (with --sheet alone: none)")
     synth.add_argument("--identities", type=int, default=200)
     synth.add_argument("--images", type=int, default=50, help="images an identity")
     synth.add_argument("--pairs", type=int, default=600, help="pairs a pack")
     synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--sheet", metavar="FILE", help="a contact sheet (PNG or JPEG), too")
+    synth.add_argument("--sheet", metavar="FILE", help="a contact sheet of the population, as JPEG or .png")
     synth.epilog = "example: vargface synth data/synthetic --identities 200 --images 50"
 
     flops = _command(commands, "flops", _flops, "operations as the LFR challenge counts them, parameters, bytes")
@@ -152,11 +152,16 @@ def _synth(arguments: argparse.Namespace) -> None:
 
     from vargface.data.synthetic import contact_sheet, make_dataset, progress_bar
 
+    if not arguments.out and not arguments.sheet:
+        raise InputError("nothing to draw - give the folder to make, or --sheet FILE")
     if arguments.sheet:
-        sheet = cv2.cvtColor(contact_sheet(), cv2.COLOR_RGB2BGR)
-        _, encoded = cv2.imencode(".png" if arguments.sheet.endswith(".png") else ".jpg", sheet)
+        sheet = cv2.cvtColor(contact_sheet(seed=arguments.seed), cv2.COLOR_RGB2BGR)
+        kind = ".png" if arguments.sheet.endswith(".png") else ".jpg"
+        _, encoded = cv2.imencode(kind, sheet, [cv2.IMWRITE_JPEG_QUALITY, 88])
         with whole_file(arguments.sheet) as file:
             file.write(encoded.tobytes())
+    if not arguments.out:
+        return
     with progress_bar() as progress:
         make_dataset(
             arguments.out,
