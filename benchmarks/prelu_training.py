@@ -28,7 +28,7 @@ def train_once(graph: str, keys: Sequence[str]) -> dict[str, float]:
     """Return the figures of one training in this process."""
     from vargface import runtime
 
-    runtime.prepare_for_training(threads=1)
+    runtime.prepare_for_training()
     from vargface.checkpoint import load_checkpoint
     from vargface.recipe import load_recipe
     from vargface.training import fit, objective

@@ -162,6 +162,27 @@ def test_training_sets_mkldnn_before_mxnet_is_loaded(site, monkeypatch, own, see
     assert site.run(use).stdout == "None\n"  # inference keeps AVX-512
 
 
+@pytest.mark.parametrize(
+    "context, cores, threads",
+    [
+        ("auto", 4, "4"),
+        ("cpu", 4, "4"),
+        ("cpu(0),cpu(1)", 4, "2"),
+        ("cpu(0),cpu(1),cpu(2)", 2, "1"),
+        ("gpu(0)", 2, "2"),
+    ],
+)
+def test_cpu_contexts_share_the_cores(monkeypatch, context, cores, threads):
+    monkeypatch.setattr(runtime, "_cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")  # taken back after the test, which sets it otherwise
+    runtime.prepare_for_training(context)
+    assert os.environ["OMP_NUM_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    runtime.prepare_for_training(context)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
 def test_importing_the_module_does_not_import_mxnet(site):
     site.module("mxnet", "raise SystemExit('imported')")
     assert site.run("import vargface.runtime").returncode == 0

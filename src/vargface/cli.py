@@ -100,7 +100,7 @@ def _command(commands, name: str, run, help_line: str) -> argparse.ArgumentParse
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    runtime.prepare_for_training(threads=1)
+    runtime.prepare_for_training("cpu(0),cpu(1)")
     from vargface.demo import draw_data, run_demo
     from vargface.recipe import load_recipe
 
@@ -111,13 +111,15 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    runtime.prepare_for_training()
-    from vargface.eval.table import results_table
     from vargface.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    runtime.prepare_for_training(recipe.context)
+    from vargface.eval.table import results_table
     from vargface.training.fit import train
     from vargface.training.report import result_of
 
-    folders = train(load_recipe(arguments.recipe, arguments.overrides))
+    folders = train(recipe)
     print(results_table([result_of(folder) for folder in folders]))
 
 

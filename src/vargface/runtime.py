@@ -83,15 +83,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def prepare_for_training(*, threads: int | None = None) -> None:
+def prepare_for_training(context: str = "auto") -> None:
     """Set what a process that trains on the CPU needs; only before MXNet is imported. A value of the user's wins.
 
-    threads: of each CPU context; None leaves all cores to one context.
+    context: the recipe's; several CPU contexts share the cores, so each gets its part of the threads.
     """
     for name, value in TRAINING_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if threads is not None:
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    shares = max(context.count("cpu("), 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(_cores() // shares, 1)))
 
 
 def flavours() -> list[str]:
