@@ -1,16 +1,19 @@
 """Speed of a training step of full-width VarGFaceNet on the CPU: ours against the original graph, and PyTorch.
 
-    python benchmarks/training_step.py [--batch 16 32] [--threads 2] [--rounds 7] [--torch PYTHON]
+    python benchmarks/training_step.py [--batch 16 32] [--threads 2] [--rounds 7] [--torch PYTHON] [--profile]
 
 A step is forward, backward and an SGD-momentum update of the backbone. Every way runs in a process of its own, for its
 environment is read once; the processes take turns, one round each, so that a noisy machine is noisy for all. A figure
 is the median over rounds, `ratio` is to the first way. PyTorch runs the same graph (benchmarks/torch_step.py) if the
-interpreter of an environment with `torch` is named.
+interpreter of an environment with `torch` is named. With ReLU in PReLU's place it is another network: the row shows
+what PReLU costs. --profile prints instead where the time of a step goes, by operator, of the graph that trains,
+on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -19,6 +22,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vargface.graph import Place, Writer
 
 HERE = Path(__file__).parent
 # way -> (what of its environment differs from MXNet's own, the graph, a context for every thread?)
@@ -27,19 +34,27 @@ WAYS = {
     "original, MKLDNN off": ({"MXNET_MKLDNN_ENABLED": "0"}, "native", False),
     "vargface, one context": ({"DNNL_MAX_CPU_ISA": "AVX2"}, "training", False),
     "vargface, a context a thread": ({"DNNL_MAX_CPU_ISA": "AVX2"}, "training", True),
+    "ReLU for PReLU, one context": ({"DNNL_MAX_CPU_ISA": "AVX2"}, "relu", False),
 }
 
 
+def relu_for_prelu(place: Place, write: Writer) -> list | None:
+    """Return the node that stands for a PReLU, None for any other."""
+    return write("Activation", place.name, place.inputs[:1], act_type="relu") if place.op == "LeakyReLU" else None
+
+
 def mxnet_step(graph: str, batch: int, contexts: int) -> Callable[[], None]:
-    """Return a function that does one step of the network's `native` or `training` graph, and waits for it."""
+    """Return a function that does one step of the network's `native`, `training` or `relu` graph, and waits for it."""
     import numpy as np
 
-    from vargface.graph import training_form
+    from vargface.graph import rewrite, training_form
     from vargface.runtime import mx
     from vargface.symbols import vargfacenet
 
     symbol = vargfacenet.get_symbol()
-    if graph == "training":
+    if graph == "relu":
+        symbol = rewrite(symbol, [relu_for_prelu])
+    if graph != "native":
         symbol = training_form(symbol)
     module = mx.mod.Module(symbol, label_names=None, context=[mx.cpu(number) for number in range(contexts)])
     module.bind([("data", (batch, 3, 112, 112))])
@@ -56,6 +71,24 @@ def mxnet_step(graph: str, batch: int, contexts: int) -> Callable[[], None]:
         mx.nd.waitall()
 
     return step
+
+
+def profile(batch: int, steps: int = 5) -> dict[str, float]:
+    """Return operator -> seconds of a step of the training graph, largest first; in a process of its own."""
+    os.environ.update(OMP_NUM_THREADS="1", DNNL_MAX_CPU_ISA="AVX2", MXNET_EXEC_BULK_EXEC_TRAIN="0")
+    from vargface.runtime import mx
+
+    step = mxnet_step("training", batch, 1)
+    step()
+    with tempfile.TemporaryDirectory() as folder:
+        mx.profiler.set_config(profile_symbolic=True, aggregate_stats=True, filename=f"{folder}/profile.json")
+        mx.profiler.set_state("run")
+        for _ in range(steps):
+            step()
+        mx.profiler.set_state("stop")
+        operators = json.loads(mx.profiler.dumps(format="json"))["Time"]["operator"]
+    seconds = {name: found["Total"] / 1000 / steps for name, found in operators.items()}
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 def answer(step: Callable[[], None]) -> None:
@@ -125,11 +158,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
+    parser.add_argument("--profile", action="store_true", help="by operator, of the first batch size")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
         _, graph, split = WAYS[options.way]
         answer(mxnet_step(graph, options.batch[0], options.threads if split else 1))
+        return
+    if options.profile:
+        seconds = profile(options.batch[0])
+        total = sum(seconds.values())
+        print(f"a step of {options.batch[0]} images on one thread: {total:.2f} s in operators")
+        for name, spent in seconds.items():
+            if spent > 0.005 * total:
+                print(f"{100 * spent / total:>5.1f} %  {name}")
         return
     print(f"VarGFaceNet x 1.25, {options.threads} threads, median of {options.rounds} steps")
     print(f"{'batch':>5}  {'way':<28}  {'img/s':>6}  ratio")

@@ -11,7 +11,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from vargface.runtime import mx
 
-__all__ = ["inference_form", "rewrite", "training_form"]
+__all__ = ["Place", "Writer", "inference_form", "rewrite", "training_form"]
 
 # a node's output in MXNet's JSON: [node, output, version]
 Entry = list
