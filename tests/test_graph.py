@@ -264,10 +264,24 @@ def test_the_inference_form_puts_a_flatten_where_an_old_checkpoint_has_none():
     assert operators(inference_form(ours)).count("Flatten") == operators(ours).count("Flatten") == 1
 
 
-def test_a_prelu_that_has_no_training_form_is_named():
-    flat = mx.sym.LeakyReLU(mx.sym.Flatten(mx.sym.Variable("data")), act_type="prelu", name="act9")
-    with pytest.raises(ValueError, match="act9.*2-d"):
-        training_form(flat)
+@every_form
+@pytest.mark.parametrize("rows", [False, True], ids=["images", "rows"])
+def test_a_prelu_has_the_values_and_gradients_of_its_formula(form, rows):
+    """On (N, C, H, W), and on (N, C) as behind a dense layer. The loss is sum(PReLU(x) * weights)."""
+    one = mx.sym.Pooling(mx.sym.Variable("data"), kernel=(112, 112), pool_type="max")
+    one = mx.sym.Flatten(one) if rows else one
+    symbol = form(mx.sym.LeakyReLU(one, act_type="prelu", name="act"))
+    random = np.random.default_rng(0)
+    values, weights, slopes = *random.normal(size=(2, 5, 3)), np.array([0.25, -0.5, 2.0])
+    data = np.broadcast_to(values[..., None, None], (5, 3, 112, 112))
+    gradients = {"act_gamma": mx.nd.zeros(3)}
+    executor = symbol.bind(mx.cpu(), {"data": mx.nd.array(data), "act_gamma": mx.nd.array(slopes)}, gradients)
+    (output,) = executor.forward(is_train=True)
+    expected = np.where(values > 0, values, slopes * values)
+    np.testing.assert_allclose(output.asnumpy().reshape(5, 3), expected, rtol=1e-4, atol=1e-5)
+    executor.backward(mx.nd.array(weights.reshape(output.shape)))
+    due = (weights * np.minimum(values, 0)).sum(0)
+    np.testing.assert_allclose(gradients["act_gamma"].asnumpy(), due, rtol=1e-4, atol=1e-5)
 
 
 def test_rewriting_keeps_every_output_of_a_node_and_every_head_in_its_place():

@@ -108,7 +108,7 @@ def _output_name(node: dict, output: int) -> str:
 
 
 def _prelu(place: Place, write: Writer) -> Entry | None:
-    """PReLU as g*x + (1 - g)*relu(x), each product a 1x1 depthwise convolution.
+    """PReLU as g*x + (1 - g)*relu(x), on images each product a 1x1 depthwise convolution.
 
     MXNet's native backward writes the data's gradient over the output's and works out the slope's from what is left:
     it comes out times g. Of the forms that are right this one consists of MKLDNN's own primitives alone, so nothing
@@ -117,15 +117,17 @@ def _prelu(place: Place, write: Writer) -> Entry | None:
     if place.op != "LeakyReLU" or place.attrs.get("act_type") != "prelu":
         return None
     (data, slope), name = place.inputs, place.name
-    if len(place.shapes[0]) != 4:
-        raise ValueError(f"{name}: a PReLU on {len(place.shapes[0])}-d data has no training form, only on (N, C, H, W)")
-    channels = place.shapes[0][1]
-    scale = {"num_filter": channels, "num_group": channels, "kernel": (1, 1), "no_bias": True}
-    below = write("Reshape", f"{name}_below", [slope], shape=(channels, 1, 1, 1))
+    _, channels, *rest = place.shapes[0]
+    if len(rest) == 2:
+        shape, product = (channels, 1, 1, 1), "Convolution"
+        options = {"num_filter": channels, "num_group": channels, "kernel": (1, 1), "no_bias": True}
+    else:  # behind a dense layer: too small for its speed to matter
+        shape, product, options = (1, channels, *(1 for _ in rest)), "broadcast_mul", {}
+    below = write("Reshape", f"{name}_below", [slope], shape=shape)
     above = write("_rminus_scalar", f"{name}_above", [below], scalar=1)
     positive = write("Activation", f"{name}_relu", [data], act_type="relu")
-    whole = write("Convolution", f"{name}_whole", [data, below], **scale)
-    return write("elemwise_add", name, [whole, write("Convolution", f"{name}_rest", [positive, above], **scale)])
+    whole = write(product, f"{name}_whole", [data, below], **options)
+    return write("elemwise_add", name, [whole, write(product, f"{name}_rest", [positive, above], **options)])
 
 
 def _global_average(place: Place, write: Writer) -> Entry | None:
