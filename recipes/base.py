@@ -29,10 +29,8 @@ recipe = EasyDict(
     teacher="",  # PREFIX,EPOCH; empty: no distillation
     distillation="angular",  # angular (Eq. 5 of the paper), shrink (Eq. 4), cosine
     alpha=7.0,  # weight of the distillation loss
-    margin_ramp=[
-        0,
-        0,
-    ],  # steps between which the margin loss's say over the backbone rises from 0 to 1; [0, 0]: all along
+    # steps of the first generation between which the margin loss's say over the backbone rises from 0 to 1
+    margin_ramp=[0, 0],  # [0, 0]: 1 all along
     generations=1,  # recursive distillation: generation n + 1 starts from generation n's weights, the teacher stays
     # --- optimisation
     batch_size=512,  # global, split over the contexts

@@ -70,9 +70,9 @@ def make(data, tmp_path, monkeypatch):
     """Makes recipes of a tiny network on the tiny data set, into tmp_path/run."""
     import tiny
 
-    from vargface.training import fit
+    from vargface.training import plan
 
-    monkeypatch.setattr(fit, "network_symbol", lambda recipe: tiny.network())
+    monkeypatch.setattr(plan, "network_symbol", lambda recipe: tiny.network())
 
     def recipe(**keys):
         return tiny.make_recipe(**{"data": data, "out": tmp_path / "run", "steps": 4, **keys})
@@ -86,12 +86,12 @@ def with_dropout(make, monkeypatch):
     import tiny
 
     from vargface.runtime import mx
-    from vargface.training import fit
+    from vargface.training import plan
 
     def network(recipe):
         hidden = tiny.network().get_internals()["relu1_output"]
         hidden = mx.sym.Dropout(mx.sym.Flatten(hidden), p=0.4, name="dropout0")
         return mx.sym.FullyConnected(hidden, num_hidden=tiny.DIMENSIONS, name="fc1")
 
-    monkeypatch.setattr(fit, "network_symbol", network)
+    monkeypatch.setattr(plan, "network_symbol", network)
     return make

@@ -19,7 +19,7 @@ from vargface.checkpoint import load_checkpoint, save_checkpoint
 from vargface.cli import main
 from vargface.files import locked_folder
 from vargface.runtime import mx
-from vargface.training import fit
+from vargface.training import fit, plan
 from vargface.training.interrupt import Terminated
 
 COMMANDS = ["demo", "train", "verify", "curves", "synth", "flops"]
@@ -33,7 +33,7 @@ def settings(monkeypatch):
 
 @pytest.fixture
 def tiny_network(monkeypatch):
-    monkeypatch.setattr(fit, "network_symbol", lambda recipe: tiny.network())
+    monkeypatch.setattr(plan, "network_symbol", lambda recipe: tiny.network())
 
 
 @pytest.fixture

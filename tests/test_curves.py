@@ -46,6 +46,15 @@ def test_a_run_that_was_killed_while_it_wrote_a_line_can_be_read(run):
     assert np.isnan(history_of(run).log["margin_loss"][2])
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("log.csv", LOG + "75,x,1,1\n"), ("verification.csv", "step,pack\n5,lfw\n")]
+)
+def test_a_log_that_training_did_not_write_is_said(run, name, text):
+    (run / name).write_text(text)
+    with pytest.raises(InputError, match="its log is not what training wrote"):
+        history_of(run)
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(InputError, match="no run that has logged a step"):
         history_of(tmp_path)

@@ -184,3 +184,16 @@ def test_a_network_that_does_not_exist_is_refused(arguments, message):
     with pytest.raises(InputError) as caught:
         network_symbol(load_recipe("base", arguments))
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise SystemExit(0)", r"not a recipe \(SystemExit: 0\)"),
+        ("recipe = {5: 6}", "unknown key 5"),
+    ],
+)
+def test_a_file_that_does_something_else_is_refused(tmp_path, text, message):
+    (tmp_path / "odd.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "odd.py")

@@ -47,7 +47,7 @@ def names(folder) -> list[str]:
 
 def test_a_new_folder_holds_the_recipe_as_run(folder, recipe):
     assert names(folder.path) == ["recipe.json"]
-    assert json.loads((folder.path / "recipe.json").read_text()) == recipe
+    assert json.loads((folder.path / "recipe.json").read_text()) == {**recipe, "trained_on": {}}
     assert folder.result is None
     assert folder.load_state() is None
 
@@ -86,6 +86,22 @@ def test_another_recipe_is_refused_naming_what_differs(folder, recipe):
 )
 def test_what_says_where_things_are_may_differ(folder, recipe, key, value):
     RunFolder(folder.path, tiny.make_recipe(**{"out": recipe.out, key: value}))
+
+
+@pytest.mark.parametrize(("name", "text"), [("recipe.json", "[]"), ("result.json", "{}"), ("result.json", "[1]")])
+def test_a_file_of_another_shape_is_said(folder, recipe, name, text):
+    (folder.path / name).write_text(text)
+    with pytest.raises(InputError, match=rf"{name}: not what training wrote - remove it, or choose another out"):
+        _ = RunFolder(recipe.out, recipe).result
+
+
+def test_parts_of_a_state_that_was_never_finished_go_with_the_next_one(folder):
+    args, auxs = tiny.weights(tiny.network())
+    (folder.path / "state").mkdir()
+    for suffix in (".params", ".optimizer"):
+        (folder.path / "state" / f"00000003{suffix}").write_bytes(b"half")
+    folder.save_state({"step": 5}, (args, auxs), b"")
+    assert {file.stem for file in (folder.path / "state").iterdir()} == {"00000005"}
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "result.json"])

@@ -8,7 +8,7 @@ import pytest
 
 from vargface.errors import InputError
 from vargface.recipe import load_recipe
-from vargface.training.schedule import SCHEDULES, learning_rate_schedule
+from vargface.training.schedule import SCHEDULES, learning_rate_schedule, ramp
 
 STEPS, WARMUP, LR, FINAL = 100, 10, 0.4, 0.1
 
@@ -93,3 +93,11 @@ def test_what_does_not_fit_is_refused(keys, message):
 
 def test_lr_steps_concern_the_schedule_of_that_name_alone():
     assert rates("cosine", lr_steps="5,5")[-1] == pytest.approx(FINAL)
+
+
+@pytest.mark.parametrize(
+    ("first", "full", "weights"),
+    [(2, 4, [0, 0, 0, 0.5, 1, 1]), (0, 4, [0, 0.25, 0.5, 0.75, 1, 1]), (3, 3, [0, 0, 0, 1, 1, 1]), (0, 0, [1] * 6)],
+)
+def test_a_ramp_rises_from_its_first_step_to_its_last(first, full, weights):
+    assert [ramp(step, first, full) for step in range(6)] == weights

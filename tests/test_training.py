@@ -17,7 +17,7 @@ from vargface.errors import InputError
 from vargface.inference import FrozenNetwork
 from vargface.recipe import network_symbol
 from vargface.runtime import mx
-from vargface.training import fit
+from vargface.training import fit, plan
 from vargface.training.fit import train
 from vargface.training.report import result_of
 from vargface.training.run_folder import RunFolder
@@ -28,7 +28,7 @@ from vargface.training.verifier import find_packs, verify_packs
 @pytest.fixture
 def without_norm(make, monkeypatch):
     """Like `make`, with a network in which no sample of a batch sees another."""
-    monkeypatch.setattr(fit, "network_symbol", lambda recipe: tiny.network(norm=False))
+    monkeypatch.setattr(plan, "network_symbol", lambda recipe: tiny.network(norm=False))
     return make
 
 
@@ -223,7 +223,7 @@ def test_the_best_is_the_latest_of_the_highest_accuracy_over_all_packs(make, dat
 
 
 def test_without_packs_the_last_is_the_best(make, data, monkeypatch):
-    monkeypatch.setattr(fit, "find_packs", lambda packs, data: [])
+    monkeypatch.setattr(plan, "find_packs", lambda packs, data: [])
     (folder,) = train(make(steps=4, verify_every=2))
     assert folder.result == {"best": 2, "last": 2, "step": 4, "packs": {}}
 
@@ -280,6 +280,19 @@ def test_each_generation_has_its_own_verified_checkpoint(make, teacher):
     first, second, third = map(tiny.state, folders)
     assert np.abs(first["conv1_weight"] - second["conv1_weight"]).max() > 1e-5
     assert np.abs(second["conv1_weight"] - third["conv1_weight"]).max() > 1e-5
+
+
+def test_only_the_first_generation_begins_without_the_margin(make, teacher, monkeypatch):
+    seen = []
+    whole = mx.mod.Module.forward_backward
+
+    def look(self, batch):
+        seen.append(float(batch.label[-1].asnumpy()[0]))
+        whole(self, batch)
+
+    monkeypatch.setattr(mx.mod.Module, "forward_backward", look)
+    train(make(teacher=teacher, generations=2, steps=4, margin_ramp="1,3"))
+    assert seen == [0, 0, 0.5, 1] + [1] * 4
 
 
 def test_a_generation_goes_over_the_data_in_another_order(make, teacher, monkeypatch):

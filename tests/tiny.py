@@ -46,11 +46,11 @@ def make_pack(path: Path, pairs: int = 10) -> Path:
     return path
 
 
-def make_data(folder: Path, each: int = EACH) -> Path:
-    """An InsightFace folder with one pack, `pairs.bin`."""
+def make_data(folder: Path, each: int = EACH, first: int = 0) -> Path:
+    """An InsightFace folder with one pack, `pairs.bin`; each identity has images `first` to `first + each - 1`."""
     with RecordWriter(folder) as writer:
         for identity in range(IDENTITIES):
-            for number in range(each):
+            for number in range(first, first + each):
                 writer.add(identity, jpeg(identity, number))
     make_pack(folder / "pairs.bin")
     return folder

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from vargface.checkpoint import load_checkpoint
 from vargface.data.synthetic import make_dataset, progress_bar
 from vargface.eval.table import Result, results_table
 from vargface.files import locked_folder
-from vargface.recipe import load_recipe, network_symbol
+from vargface.recipe import load_recipe
 from vargface.runtime import contexts
-from vargface.training.checks import check_recipe
 from vargface.training.fit import train
+from vargface.training.plan import check_settings, make_plan
 from vargface.training.report import result_of
 
 __all__ = ["draw_data", "run_demo"]
@@ -47,35 +46,44 @@ def run_demo(overrides: Sequence[str] = ()) -> str:
     teacher, everything else goes into the students' recipe. Raises InputError as training does.
     """
     student = load_recipe("demo_student", overrides)
-    check_recipe(student)
-    network_symbol(student)
-    if student.teacher:
-        load_checkpoint(student.teacher)
+    student.context = _devices(student.context)
+    # what can be refused is refused before anything is drawn, written or trained
+    check_settings(student)
+    check_settings(_teacher_of(student))
+    if student.data:
+        _check_data(student)
     # its parts lock their own folders, too; with this one no second demo gets in between two of them
     with locked_folder(student.out or OUT) as out:
+        if not student.data:
+            student.data = str(draw_data(out))
+            _check_data(student)
         return results_table(_train_all(student, out))
+
+
+def _teacher_of(student: EasyDict) -> EasyDict:
+    """Return the recipe of the demo's own teacher for `student`; without `out`."""
+    keys = ("data", "packs", "context", "embedding_size", "batch_size")
+    teacher = load_recipe("demo_teacher")
+    teacher.update({key: student[key] for key in keys})
+    return teacher
+
+
+def _check_data(student: EasyDict) -> None:
+    make_plan(student)
+    if not student.teacher:
+        make_plan(_teacher_of(student))
 
 
 def _train_all(student: EasyDict, out: Path) -> list[Result]:
     """Train what is not trained yet and return a row for the teacher, the plain student and each generation."""
-    data = Path(student.data) if student.data else draw_data(out)
-    student.context = _devices(student.context)
     rows = []
     if not student.teacher:
-        teacher = load_recipe(
-            "demo_teacher",
-            [
-                f"data={data}",
-                f"out={out / 'teacher'}",
-                f"context={student.context}",
-                f"embedding_size={student.embedding_size}",
-            ],
-        )
+        teacher = _teacher_of(student)
+        teacher.out = str(out / "teacher")
         logger.info("teacher: %d steps into %s", teacher.steps, teacher.out)
         folder = train(teacher)[0]
         rows.append(result_of(folder, "teacher"))
         student.teacher = folder.model(folder.result["best"])
-    student.data = str(data)
     plain = {**student, "teacher": "", "generations": 1, "out": str(out / "student-undistilled")}
     logger.info("student without distillation: %d steps into %s", student.steps, plain["out"])
     rows += [result_of(folder, "student, no distillation") for folder in train(type(student)(plain))]

@@ -63,7 +63,7 @@ def _read(recipe: str | Path) -> EasyDict:
             raise InputError(f"recipe {str(recipe)!r}: no such file - give a path, or one of {', '.join(known)}")
     try:
         found = runpy.run_path(str(path)).get("recipe")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{path}: not a recipe ({type(error).__name__}: {error})") from error
     if not isinstance(found, dict):
         raise InputError(f"{path}: has no `recipe = EasyDict(...)` - see recipes/base.py")
@@ -72,7 +72,7 @@ def _read(recipe: str | Path) -> EasyDict:
 
 def _checked(key: str, value: Any, where: str) -> Any:
     if key not in base.recipe:
-        nearest = difflib.get_close_matches(key, base.recipe, n=1)
+        nearest = difflib.get_close_matches(str(key), base.recipe, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "recipes/base.py lists all"
         raise InputError(f"{where}: unknown key {key!r} - {hint}")
     default = base.recipe[key]

@@ -17,6 +17,10 @@ POSITIVE = ("batch_size", "steps", "generations", "log_every", "verify_every", "
 RANGES = {
     **dict.fromkeys(POSITIVE, (1, math.inf)),
     **dict.fromkeys(("lr", "wd", "alpha", "warmup_steps"), (0, math.inf)),
+    # beyond these MXNet fails, or the machine does
+    "batch_size": (1, 2**20),
+    "embedding_size": (1, 2**16),
+    "multiplier": (0, 64),
     "seed": (0, 2**31 - 1),
     "momentum": (0, 1),
     "lr_factor": (0, 1),
@@ -34,7 +38,7 @@ def check_recipe(recipe: EasyDict) -> None:
         if isinstance(value, (int, float)) and not least <= value <= greatest:
             most = f" and at most {greatest}" if greatest < math.inf else ""
             raise InputError(f"{key} = {value}: must be at least {least}{most}")
-    if not re.fullmatch(r"[\w.-]+", recipe.role):
+    if not re.fullmatch(r"\w[\w.-]*", recipe.role):
         raise InputError(f"role = {recipe.role!r}: names files, so letters, digits, '_', '-' and '.' only")
     if recipe.optimizer not in ("sgd", "adam"):
         raise InputError(f"optimizer = {recipe.optimizer!r}: must be sgd or adam")

@@ -8,7 +8,6 @@ same teacher; (4) `init` gives the weights; (5) scratch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,29 +16,25 @@ from tqdm import tqdm
 
 from vargface.checkpoint import Checkpoint, Params, load_checkpoint, matching, tagged
 from vargface.data.iterator import FaceIterator
-from vargface.data.packs import Pack
-from vargface.data.records import FaceRecords
 from vargface.errors import InputError
 from vargface.files import locked_folder
 from vargface.inference import FrozenNetwork
-from vargface.recipe import network_symbol
-from vargface.runtime import contexts, mx
-from vargface.training.checks import check_recipe
+from vargface.runtime import mx
 from vargface.training.initialise import Start
 from vargface.training.interrupt import interrupt_after_step
 from vargface.training.log import Means
-from vargface.training.objective import MARGIN_WEIGHT, Objective
+from vargface.training.objective import MARGIN_WEIGHT
+from vargface.training.plan import Plan, make_plan
 from vargface.training.run_folder import RunFolder
-from vargface.training.schedule import learning_rate_schedule
+from vargface.training.schedule import learning_rate_schedule, ramp
 from vargface.training.teacher import TaughtIterator, Teacher
-from vargface.training.verifier import check_images, find_packs, mean_accuracy, verify_packs
+from vargface.training.verifier import mean_accuracy, verify_packs
 
 __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
 VERIFY_BATCH = 32
-IMAGE_SIZE = (112, 112)
 
 
 def train(recipe: EasyDict) -> list[RunFolder]:
@@ -48,69 +43,24 @@ def train(recipe: EasyDict) -> list[RunFolder]:
     Raises InputError for anything in the recipe, the data, the teacher or the run folder that cannot be used, before
     anything is written where possible.
     """
-    for key in ("data", "out"):
-        if not recipe[key]:
-            raise InputError(f"{key} is not given - add {key}=FOLDER")
-    check_recipe(recipe)
-    records = FaceRecords(recipe.data)
-    packs = find_packs(recipe.packs, recipe.data)
-    if records.image_size != IMAGE_SIZE:
-        found, wanted = ("{}x{}".format(*size) for size in (records.image_size, IMAGE_SIZE))
-        raise InputError(f"{recipe.data}: images of {found}, the networks take {wanted} - write the data set anew")
-    FaceIterator(records, recipe.batch_size)  # refuses a batch that the data set does not fill
-    network = network_symbol(recipe)
-    objective = _objective(network, recipe, records.num_identities)
-    learning_rate_schedule(recipe)
-    devices = contexts(recipe.context)
-    if recipe.batch_size % len(devices):
-        raise InputError(f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts")
-    teacher = _teacher(recipe, devices[0], len(records))
-    initial = _loaded(recipe.init, network) if recipe.init else None
-    check_images(packs)  # now, not at the first verification, hours into the training
-    trained_on = f"{len(records)} images of {records.num_identities} identities"
+    if not recipe.out:
+        raise InputError("out is not given - add out=FOLDER")
+    plan = make_plan(recipe)
+    teacher = None
+    if plan.teacher is not None:
+        teacher = Teacher(FrozenNetwork(plan.teacher, VERIFY_BATCH, plan.devices[0]), len(plan.records))
     folders: list[RunFolder] = []
     weights = None
     with locked_folder(recipe.out) as out:
         for generation in range(1, recipe.generations + 1):
-            folder = RunFolder(out if generation == 1 else out / f"gen-{generation}", recipe, trained_on)
+            folder = RunFolder(out if generation == 1 else out / f"gen-{generation}", recipe, plan.trained_on)
             folders.append(folder)
             if folder.result is None:
-                seed = recipe.seed + generation - 1
-                faces: Any = FaceIterator(records, recipe.batch_size, seed=seed, mirror=recipe.mirror)
-                if teacher is not None:
-                    faces = TaughtIterator(faces, teacher)
-                run = _Generation(folder, network, objective, faces, packs, devices)
-                weights = run.fit(weights or initial)
+                weights = _Generation(plan, folder, teacher, generation).fit(weights or plan.initial)
             else:
                 logger.info("%s: finished already, not run again", folder.path)
-                weights = _last_weights(folder, network)
+                weights = _last_weights(folder, plan.network)
     return folders
-
-
-def _objective(network: mx.sym.Symbol, recipe: EasyDict, num_classes: int) -> Objective:
-    try:
-        return Objective(network, recipe, num_classes)
-    except ValueError as error:
-        raise InputError(f"recipe: {error}") from error
-
-
-def _teacher(recipe: EasyDict, device: mx.Context, num_images: int) -> Teacher | None:
-    if not recipe.teacher:
-        return None
-    checkpoint = load_checkpoint(recipe.teacher)
-    if checkpoint.embedding_size != recipe.embedding_size:
-        raise InputError(
-            f"teacher {recipe.teacher}: embeds into {checkpoint.embedding_size} dimensions, the student into "
-            f"{recipe.embedding_size} - set embedding_size={checkpoint.embedding_size}"
-        )
-    return Teacher(FrozenNetwork(checkpoint, VERIFY_BATCH, device), num_images)
-
-
-def _loaded(model: str, network: mx.sym.Symbol) -> tuple[Params, Params]:
-    """Return the weights of checkpoint `model`; raises InputError where it is of another network."""
-    checkpoint = load_checkpoint(model)
-    logger.info("%s: weights to start from; it has no class centres (fc7), these start anew", model)
-    return matching(network, tagged(checkpoint.args, checkpoint.auxs), model)
 
 
 def _last_weights(folder: RunFolder, network: mx.sym.Symbol) -> tuple[Params, Params]:
@@ -122,35 +72,34 @@ def _last_weights(folder: RunFolder, network: mx.sym.Symbol) -> tuple[Params, Pa
         state = None
     if state is not None and state[0]["step"] == folder.result["step"]:
         return state[1]
-    return _loaded(folder.model(folder.result["last"]), network)
+    model = folder.model(folder.result["last"])
+    checkpoint = load_checkpoint(model)
+    return matching(network, tagged(checkpoint.args, checkpoint.auxs), model)
 
 
 class _Generation:
     """One generation in training."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        network: mx.sym.Symbol,
-        objective: Objective,
-        faces: Any,
-        packs: Sequence[Pack],
-        devices: list[mx.Context],
-    ) -> None:
-        self._folder, self._network, self._faces, self._packs = folder, network, faces, packs
+    def __init__(self, plan: Plan, folder: RunFolder, teacher: Teacher | None, generation: int) -> None:
+        self._folder, self._network, self._packs, self._objective = folder, plan.network, plan.packs, plan.objective
         self._recipe = recipe = folder.recipe
         self._step, self._number, self._verified = 0, 0, 0
         self._best: dict[str, Any] = {"number": 0, "score": -1.0, "packs": {}}
-        self._objective = objective
-        self._drops = '"op": "Dropout"' in network.tojson()
-        self._labels = [*faces.provide_label]
+        # the generation before has learnt the margin: the next one has it all along
+        self._ramp = recipe.margin_ramp if generation == 1 else [0, 0]
+        seed = recipe.seed + generation - 1
+        self._faces: Any = FaceIterator(plan.records, recipe.batch_size, seed=seed, mirror=recipe.mirror)
+        if teacher is not None:
+            self._faces = TaughtIterator(self._faces, teacher)
+        self._drops = '"op": "Dropout"' in plan.network.tojson()
+        self._labels = [*self._faces.provide_label]
         if MARGIN_WEIGHT in self._objective.label_names:
             self._labels.append(mx.io.DataDesc(MARGIN_WEIGHT, (recipe.batch_size,)))
         self._module = mx.mod.Module(
-            self._objective.symbol, label_names=self._objective.label_names, context=devices, logger=logger
+            self._objective.symbol, label_names=self._objective.label_names, context=plan.devices, logger=logger
         )
-        self._module.bind(faces.provide_data, self._labels)
-        self._device = devices[0]
+        self._module.bind(self._faces.provide_data, self._labels)
+        self._device = plan.devices[0]
 
     def fit(self, weights: tuple[Params, Params] | None) -> tuple[Params, Params]:
         """Train to the last step, from a saved state if there is one, and return the last weights with fc7."""
@@ -237,8 +186,7 @@ class _Generation:
             self._faces.reset()
             batch = self._faces.next()
         if MARGIN_WEIGHT in self._objective.label_names:
-            first, full = self._recipe.margin_ramp
-            weight = min(max((self._step - first) / max(full - first, 1), 0.0), 1.0)
+            weight = ramp(self._step, *self._ramp)
             batch.label = [*batch.label, mx.nd.full((self._recipe.batch_size,), weight)]
             batch.provide_label = self._labels
         if self._drops:
@@ -280,7 +228,7 @@ class _Generation:
         self._folder.amend_state(self._place())
 
     def _save_state(self, params: tuple[Params, Params]) -> None:
-        if not all(np.isfinite(mx.nd.norm(value).asscalar()) for value in params[0].values()):
+        if not all(np.isfinite(mx.nd.norm(value).asscalar()) for values in params for value in values.values()):
             raise InputError(
                 f"{self._folder.path}: diverged by step {self._step}, a weight is not finite - lower lr, or a longer "
                 "warmup_steps; the state before it is kept"

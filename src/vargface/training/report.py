@@ -33,10 +33,13 @@ def history_of(folder: str | Path) -> History:
     log = _rows(folder / "log.csv")
     if not log:
         raise InputError(f"{folder}: no run that has logged a step - give the run folder, where log.csv is")
-    columns = {name: np.array([float(row[name] or "nan") for row in log]) for name in log[0]}
-    packs: dict[str, list[tuple[float, float]]] = {}
-    for row in _rows(folder / "verification.csv"):
-        packs.setdefault(row["pack"], []).append((float(row["step"]), float(row["accuracy"])))
+    try:
+        columns = {name: np.array([float(row[name] or "nan") for row in log]) for name in log[0]}
+        packs: dict[str, list[tuple[float, float]]] = {}
+        for row in _rows(folder / "verification.csv"):
+            packs.setdefault(row["pack"], []).append((float(row["step"]), float(row["accuracy"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}: its log is not what training wrote ({error}) - choose another run") from error
     return History(folder.name, columns, {pack: tuple(np.array(found).T) for pack, found in packs.items()})
 
 

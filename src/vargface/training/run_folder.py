@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -20,8 +20,9 @@ from vargface.training.log import CsvLog
 
 __all__ = ["RunFolder"]
 
-# keys that say where things are and how often to look, not what is trained: they may differ when a run goes on
-WHERE = {"out", "data", "packs", "context", "log_every", "verify_every", "save_every"}
+# keys that say where things are and how often to look, not what is trained: they may differ when a run goes on.
+# That data, teacher and weights to start from are the same ones is told by what is in them (`trained_on`).
+WHERE = {"out", "data", "teacher", "init", "packs", "context", "log_every", "verify_every", "save_every"}
 
 # in recipe.json beside the recipe's keys
 TRAINED_ON = "trained_on"
@@ -42,11 +43,11 @@ class RunFolder:
     the last are kept), result.json (which is which, and the figures of the best) once it is finished, state/.
     """
 
-    def __init__(self, path: str | Path, recipe: EasyDict, trained_on: str = "") -> None:
-        """Open or make folder `path` for `recipe`; `trained_on` says what its data set holds, wherever it lies
-        (empty: not asked).
+    def __init__(self, path: str | Path, recipe: EasyDict, trained_on: Mapping[str, str] | None = None) -> None:
+        """Open or make folder `path` for `recipe`; `trained_on` is a plan's: what of data, teacher and init tells them
+        from others, wherever they lie (None: not asked).
 
-        Raises InputError if the folder has a run of another recipe or on another data set.
+        Raises InputError if the folder has a run of another recipe, data set, teacher or start.
         """
         self.path = make_folder(path)
         self.recipe = recipe
@@ -56,13 +57,15 @@ class RunFolder:
         known = self._read("recipe.json")
         if known is None:
             with whole_file(self.path / "recipe.json", "w") as file:
-                json.dump({**recipe, **({TRAINED_ON: trained_on} if trained_on else {})}, file, indent=1)
+                json.dump({**recipe, TRAINED_ON: dict(trained_on or {})}, file, indent=1)
         else:
             # a key that is younger than the run had what is its default now
             known = {**base.recipe, **known}
             differing = sorted(key for key in recipe if key not in WHERE and known.get(key) != recipe[key])
-            if trained_on and known.get(TRAINED_ON, trained_on) != trained_on:
-                differing.append(f"data: {known[TRAINED_ON]} then, {trained_on} now")
+            for key, found in (trained_on or {}).items():
+                then = known.get(TRAINED_ON, {}).get(key, found)
+                if then != found:
+                    differing.append(f"{key}: {then or 'none'} then, {found or 'none'} now")
             if differing:
                 raise InputError(
                     f"{self.path}: holds a run of another recipe ({', '.join(differing)} differ) - choose another out"
@@ -71,7 +74,7 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """Return result.json of a finished run: {"best", "last", "step", "packs"}, or None."""
-        return self._read("result.json")
+        return self._read("result.json", {"best", "last", "step", "packs"})
 
     def save(
         self,
@@ -113,11 +116,11 @@ class RunFolder:
         self.amend_state(state)
         files = sorted(folder.glob("*.json"), reverse=True)
         # a state of a later step is a damaged one, which training went back behind
-        kept = [file for file in files if file.stem <= stem.name][:2]
-        for old in set(files) - set(kept):
-            for file in (old, *map(old.with_suffix, STATE_PARTS)):
-                with contextlib.suppress(FileNotFoundError):
-                    file.unlink()
+        kept = [file.stem for file in files if file.stem <= stem.name][:2]
+        # parts without a .json too: a full disk or a kill came between
+        for part in [*files, *(part for suffix in STATE_PARTS for part in folder.glob(f"*{suffix}"))]:
+            if part.stem not in kept:
+                part.unlink()
 
     def amend_state(self, state: dict[str, Any]) -> None:
         """Write anew what the state saved last says, its weights and optimiser as they are."""
@@ -143,14 +146,17 @@ class RunFolder:
             raise InputError(f"{damaged}, and no other state in {folder} is whole - remove {folder} to start anew")
         return None
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, keys: Set[str] = frozenset()) -> dict[str, Any] | None:
         path = self.path / name
         try:
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error}) - remove it, or choose another out") from error
+        if not isinstance(found, dict) or not keys <= set(found):
+            raise InputError(f"{path}: not what training wrote - remove it, or choose another out")
+        return found
 
 
 def _read_state(file: Path) -> State:

@@ -7,7 +7,7 @@ from easydict import EasyDict
 from vargface.errors import InputError
 from vargface.runtime import mx
 
-__all__ = ["SCHEDULES", "learning_rate_schedule"]
+__all__ = ["SCHEDULES", "learning_rate_schedule", "ramp"]
 
 SCHEDULES = ("step", "cosine", "poly")
 
@@ -32,3 +32,10 @@ def learning_rate_schedule(recipe: EasyDict) -> mx.lr_scheduler.LRScheduler:
         return mx.lr_scheduler.MultiFactorScheduler(lr_steps, factor=recipe.lr_factor, **warmup)
     kind = {"cosine": mx.lr_scheduler.CosineScheduler, "poly": mx.lr_scheduler.PolyScheduler}[recipe.schedule]
     return kind(recipe.steps, final_lr=recipe.final_lr, **warmup)
+
+
+def ramp(step: int, first: int, full: int) -> float:
+    """Return the weight at `step` that is 0 until `first`, rises linearly and is 1 from `full` on."""
+    if step >= full:
+        return 1.0
+    return max(step - first, 0) / max(full - first, 1)

@@ -1,0 +1,151 @@
+"""What a recipe asks for, checked and read before anything is written or trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from easydict import EasyDict
+
+from vargface.checkpoint import Checkpoint, Params, load_checkpoint, matching, parse_model, tagged
+from vargface.data.iterator import FaceIterator
+from vargface.data.packs import Pack
+from vargface.data.records import FaceRecords
+from vargface.errors import InputError
+from vargface.recipe import network_symbol
+from vargface.runtime import contexts, mx
+from vargface.training.checks import check_recipe
+from vargface.training.objective import Objective
+from vargface.training.schedule import learning_rate_schedule
+from vargface.training.verifier import check_images, find_packs
+
+__all__ = ["Plan", "check_settings", "make_plan"]
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SIZE = (112, 112)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A recipe that can be trained.
+
+    trained_on: what the run is made of, wherever it lies: `data`, `teacher` and `init` as text with a SHA-256, empty
+    where there is none. initial: the weights of `init`, (args, auxs).
+    """
+
+    recipe: EasyDict
+    records: FaceRecords
+    packs: Sequence[Pack]
+    network: mx.sym.Symbol
+    objective: Objective
+    devices: list[mx.Context]
+    teacher: Checkpoint | None
+    initial: tuple[Params, Params] | None
+    trained_on: dict[str, str]
+
+
+def check_settings(recipe: EasyDict) -> None:
+    """Raise InputError for what is wrong with `recipe` whatever data it is trained on."""
+    check_recipe(recipe)
+    network = network_symbol(recipe)
+    _objective(network, recipe, 2)
+    learning_rate_schedule(recipe)
+    _devices(recipe)
+    _teacher(recipe)
+    _initial(recipe, network)
+
+
+def make_plan(recipe: EasyDict) -> Plan:
+    """Return the plan of `recipe`; writes nothing.
+
+    Raises InputError for anything in the recipe, the data, the packs or the teacher that cannot be used.
+    """
+    if not recipe.data:
+        raise InputError("data is not given - add data=FOLDER")
+    check_recipe(recipe)
+    records = FaceRecords(recipe.data)
+    packs = find_packs(recipe.packs, recipe.data)
+    if records.image_size != IMAGE_SIZE:
+        found, wanted = ("{}x{}".format(*size) for size in (records.image_size, IMAGE_SIZE))
+        raise InputError(f"{recipe.data}: images of {found}, the networks take {wanted} - write the data set anew")
+    FaceIterator(records, recipe.batch_size)  # refuses a batch that the data set does not fill
+    network = network_symbol(recipe)
+    learning_rate_schedule(recipe)
+    plan = Plan(
+        recipe=recipe,
+        records=records,
+        packs=packs,
+        network=network,
+        objective=_objective(network, recipe, records.num_identities),
+        devices=_devices(recipe),
+        teacher=_teacher(recipe),
+        initial=_initial(recipe, network),
+        trained_on={
+            "data": f"{len(records)} images of {records.num_identities} identities, {_data_digest(Path(recipe.data))}",
+            "teacher": _model_digest(recipe.teacher),
+            "init": _model_digest(recipe.init),
+        },
+    )
+    check_images(packs)  # now, not at the first verification, hours into the training
+    return plan
+
+
+def _objective(network: mx.sym.Symbol, recipe: EasyDict, num_classes: int) -> Objective:
+    try:
+        return Objective(network, recipe, num_classes)
+    except ValueError as error:
+        raise InputError(f"recipe: {error}") from error
+
+
+def _devices(recipe: EasyDict) -> list[mx.Context]:
+    devices = contexts(recipe.context)
+    if recipe.batch_size % len(devices):
+        raise InputError(f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts")
+    return devices
+
+
+def _teacher(recipe: EasyDict) -> Checkpoint | None:
+    if not recipe.teacher:
+        return None
+    checkpoint = load_checkpoint(recipe.teacher)
+    if checkpoint.embedding_size != recipe.embedding_size:
+        raise InputError(
+            f"teacher {recipe.teacher}: embeds into {checkpoint.embedding_size} dimensions, the student into "
+            f"{recipe.embedding_size} - set embedding_size={checkpoint.embedding_size}"
+        )
+    return checkpoint
+
+
+def _initial(recipe: EasyDict, network: mx.sym.Symbol) -> tuple[Params, Params] | None:
+    if not recipe.init:
+        return None
+    checkpoint = load_checkpoint(recipe.init)
+    weights = matching(network, tagged(checkpoint.args, checkpoint.auxs), recipe.init)
+    logger.info("%s: weights to start from; class centres (fc7) are not taken over, they start anew", recipe.init)
+    return weights
+
+
+def _model_digest(model: str) -> str:
+    if not model:
+        return ""
+    prefix, epoch = parse_model(model)
+    return _digest([Path(f"{prefix}-symbol.json"), Path(f"{prefix}-{epoch:04d}.params")])
+
+
+def _data_digest(folder: Path) -> str:
+    """Return what changes with the data set: of its index and property all bytes, of its records the length."""
+    small = [path for path in (folder / "train.idx", folder / "property") if path.is_file()]
+    return f"{(folder / 'train.rec').stat().st_size} bytes, {_digest(small)}"
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return f"sha256 {digest.hexdigest()[:16]}"
