@@ -8,7 +8,7 @@ VARGFACE := .venv/bin/vargface
 KEYS = $(if $(DATA),"data=$(DATA)") $(if $(TEACHER),"teacher=$(TEACHER)") $(if $(OUT),"out=$(OUT)") $(foreach word,$(ARGS),'$(word)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-teacher train-student verify test lint clean
+.PHONY: help install train-teacher train-student verify test lint bench clean
 
 help: ## list these doors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
@@ -46,6 +46,10 @@ test: .venv/.installed ## every test; ARGS="-k name" for some
 lint: .venv/.installed ## style and format, as ruff sees them
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+bench: .venv/.installed ## ratios: a training step against the original graph, the head's memory against InsightFace's
+	.venv/bin/python benchmarks/training_step.py
+	.venv/bin/python benchmarks/head_memory.py
 
 clean: ## remove what was built (.venv too), never runs/ or data
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
