@@ -258,6 +258,15 @@ def test_truncated_rec(folder, share, index):
         FaceRecords(folder)
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_empty_rec(folder, index):
+    os.truncate(folder / "train.rec", 0)
+    if not index:
+        (folder / "train.idx").unlink()
+    with pytest.raises(InputError, match=rf"^{folder}/train.rec: is empty \(0 bytes\) - copy the data set anew"):
+        FaceRecords(folder)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -79,7 +79,7 @@ def part_bytes(payload: bytes) -> bytes:
 class RecordFile:
     """A RecordIO file read at any offset. It may be used by several threads, by forked processes, and be pickled.
 
-    Raises InputError, naming file and record, where the file is missing, cut short or not RecordIO.
+    Raises InputError, naming file and record, where the file is missing, empty, cut short or not RecordIO.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -92,6 +92,8 @@ class RecordFile:
             ) from error
         self._close = weakref.finalize(self, os.close, self._handle)
         self.size = os.fstat(self._handle).st_size
+        if not self.size:
+            raise InputError(f"{self.path}: is empty (0 bytes) - copy the data set anew, or give another data folder")
 
     def __getstate__(self) -> tuple[Path, int]:
         return self.path, self.size
