@@ -7,8 +7,11 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ import tiny
 from vargface import cli, demo
 from vargface.checkpoint import load_checkpoint, save_checkpoint
 from vargface.cli import main
+from vargface.data import synthetic
 from vargface.files import locked_folder
 from vargface.runtime import mx
 from vargface.training import fit, plan
@@ -262,6 +266,30 @@ def test_a_stop_says_how_to_go_on(arguments, capsys, tiny_network, monkeypatch, 
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)
     assert error == "vargface: stopped; the same command goes on from the last saved state\n"
+
+
+def test_sigterm_ends_any_command_with_one_line_and_is_heard_once(tmp_path, capsys, monkeypatch):
+    """timeout(1) sends it twice in a row: the second must not cut the clean-up of the first short."""
+    cleaned = []
+
+    def draw(seed):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(synthetic, "contact_sheet", draw)
+    assert main(["synth", "--sheet", str(tmp_path / "sheet.png")]) == 143
+    assert capsys.readouterr() == ("", "vargface: stopped\n")
+    assert (cleaned, signal.getsignal(signal.SIGTERM)) == ([True], before)
+
+
+def test_main_runs_in_a_thread_which_no_signal_reaches(capsys):
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(main, ["flops"]).result() == 0
 
 
 def test_a_bug_of_ours_keeps_its_traceback(arguments, tiny_network, monkeypatch):

@@ -146,7 +146,12 @@ def test_the_demo_draws_with_a_bar(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("seen", "later"), [("draw:", 0.2), ("%|", 0)], ids=["while workers start", "in the middle"])
-def test_ctrl_c_on_a_terminal_leaves_nothing(tmp_path, seen, later):
+@pytest.mark.parametrize(
+    ("tell", "number"),
+    [(os.killpg, signal.SIGINT), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGTERM)],
+    ids=["Ctrl-C", "SIGTERM to all", "SIGTERM to the parent"],
+)
+def test_a_stop_on_a_terminal_leaves_nothing(tmp_path, seen, later, tell, number):
     """The terminal tells every process of the group: none of them complains, and the parent leaves no folder."""
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # no bar on one without columns
@@ -168,11 +173,11 @@ def test_ctrl_c_on_a_terminal_leaves_nothing(tmp_path, seen, later):
         while seen not in said:
             said += screen.read(4096).decode(errors="replace")
         time.sleep(later)
-        os.killpg(process.pid, signal.SIGINT)
+        tell(process.pid, number)
         while more := screen.read(4096):
             said += more.decode(errors="replace")
-    assert process.wait() == 130, said
-    assert "Traceback" not in said and said.endswith("vargface: stopped\r\n")
+    assert process.wait() == 128 + number, said
+    assert "Traceback" not in said and "leaked" not in said and said.endswith("vargface: stopped\r\n")
     assert list(tmp_path.iterdir()) == []
 
 

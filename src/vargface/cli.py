@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. Bad input ends with one line and exit code 2, Ctrl-C with 130."""
+"""The command line: parses, calls, prints. Bad input ends with one line and exit code 2, Ctrl-C 130, SIGTERM 143."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vargface import runtime
 from vargface.errors import InputError
 from vargface.files import whole_file
-from vargface.training.interrupt import Terminated
+from vargface.training.interrupt import Terminated, terminated_by_sigterm
 
 __all__ = ["main"]
 
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with terminated_by_sigterm():
+            arguments.run(arguments)
     except InputError as error:
         print(f"vargface: error: {error}", file=sys.stderr)
         return 2

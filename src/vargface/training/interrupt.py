@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step under way is finished and the state saved before training stops."""
+"""Ctrl-C and SIGTERM: a command cleans up after either; training finishes its step and saves the state before."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
-__all__ = ["Terminated", "interrupt_after_step"]
+__all__ = ["Terminated", "interrupt_after_step", "terminated_by_sigterm"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,38 @@ class Terminated(KeyboardInterrupt):
 
 
 REASONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable, *numbers: int) -> Iterator[None]:
+    """Let `handler` have these signals in this block; outside the main thread, which alone gets signals, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextlib.contextmanager
+def terminated_by_sigterm() -> Iterator[None]:
+    """Raise Terminated at the first SIGTERM in this block, and at no later one: nothing is to cut clean-up short.
+
+    Some senders, timeout(1) for one, send it twice in a row. Ctrl-C still raises.
+    """
+    heard = False
+
+    def terminate(_number: int, _frame: object) -> None:
+        nonlocal heard
+        if not heard:
+            heard = True
+            raise Terminated
+
+    with _handled(terminate, signal.SIGTERM):
+        yield
 
 
 @contextlib.contextmanager
@@ -35,12 +67,5 @@ def interrupt_after_step() -> Iterator[SimpleNamespace]:
         stop.asked = REASONS[number]
         logger.info("finishing this step and saving; the same again leaves at once")
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(ask, *REASONS):
         yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in REASONS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import multiprocessing
@@ -70,20 +71,38 @@ def _end_with_parent() -> None:
 def _deaf_children() -> Iterator[None]:
     """Processes started in this block never hear Ctrl-C, which a terminal sends to all; this one does when it ends.
 
-    Children that are told to ignore it would die of it, and complain, in the half second before they are.
+    Children that are told to ignore it would die of it, and complain, in the half second before they are. SIGTERM,
+    which ends them without a word, waits here too: a child whose parent leaves off starting it complains as well.
     """
-    heard = []
-    in_main = threading.current_thread() is threading.main_thread()  # which alone hears it
-    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True)) if in_main else None
+    heard: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()  # which alone hears them
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    handlers = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # children have it from their parent
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
-    if heard:
-        raise KeyboardInterrupt
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if heard:  # also where a child that the same signal ended has broken the pool
+            signal.raise_signal(heard[0])
+
+
+def _drawn_ahead(pool: ProcessPoolExecutor, seed: int, batches: list[list], ahead: int) -> Iterator[list[bytes]]:
+    """Yield the pictures of each batch, in order, while `pool` draws the next few.
+
+    Never more than a few, so that none is to be cancelled after an exception: a pool whose workers end just then (a
+    signal to all) complains of what it finds cancelled.
+    """
+    futures: collections.deque = collections.deque()
+    for batch in batches:
+        with _deaf_children():
+            futures.append(pool.submit(_pictures, seed, batch))
+        if len(futures) == ahead:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
 
 
 def _in_order(
@@ -96,10 +115,7 @@ def _in_order(
             pool = stack.enter_context(
                 ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
             )
-            with _deaf_children():
-                futures = [pool.submit(_pictures, seed, batch) for batch in batches]
-                stack.callback(lambda: [future.cancel() for future in futures])
-            drawn: Iterable = (future.result() for future in futures)
+            drawn: Iterable = _drawn_ahead(pool, seed, batches, 2 * workers)
         else:
             drawn = (_pictures(seed, batch) for batch in batches)
         for batch, images in zip(batches, drawn):
