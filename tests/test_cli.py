@@ -21,6 +21,7 @@ from vargface import cli, demo
 from vargface.checkpoint import load_checkpoint, save_checkpoint
 from vargface.cli import main
 from vargface.data import synthetic
+from vargface.data.packs import write_pack
 from vargface.files import locked_folder
 from vargface.runtime import mx
 from vargface.training import fit, plan
@@ -330,7 +331,7 @@ def test_verify_prints_the_figures_and_writes_them(data, teacher, tmp_path, caps
         assert 0 <= figures[pack]["accuracy"] <= 1
         assert figures[pack]["xnorm"] > 0
         assert f"{100 * figures[pack]['accuracy']:.2f} ± {100 * figures[pack]['accuracy_std']:.2f}" in row
-    assert row.startswith(teacher)
+    assert (row.split()[0], row.split()[-1]) == ("teacher", teacher)  # as in the table of `train`
 
 
 @pytest.mark.parametrize(
@@ -356,6 +357,33 @@ def test_verify_refuses_a_pack_of_no_pairs(teacher, tmp_path, capsys):
     arguments = ["verify", "--model", teacher, "--json", str(tmp_path / "a.json"), str(tmp_path / "none.bin")]
     assert refused(arguments, capsys).startswith(f"{tmp_path / 'none.bin'}: has no pairs")
     assert everything(tmp_path) == {"none.bin"}
+
+
+def test_verify_names_the_file_of_a_broken_image(teacher, tmp_path, capsys):
+    pack = tmp_path / "lfw.bin"
+    write_pack(pack, [*[tiny.jpeg(0, number) for number in range(7)], b"broken", *[tiny.jpeg(1, 0)] * 12], [True] * 10)
+    assert refused(["verify", "--model", teacher, str(pack)], capsys).startswith(f"{pack}: image 7 (pair 3) is not an")
+
+
+def test_verify_says_that_a_pack_is_a_folder(teacher, tmp_path, capsys):
+    (tmp_path / "foo.bin").mkdir()
+    message = refused(["verify", "--model", teacher, str(tmp_path / "foo.bin")], capsys)
+    assert message.startswith(f"{tmp_path / 'foo.bin'}: is a folder, not a verification pack - ")
+
+
+@pytest.mark.parametrize("sheet", ["s.xyz", "sheet", "s.jpg.gif"])
+def test_a_sheet_of_another_kind_is_refused_before_anything_is_drawn(tmp_path, capsys, monkeypatch, sheet):
+    monkeypatch.setattr(synthetic, "contact_sheet", lambda seed: pytest.fail("drawn"))
+    message = refused(["synth", str(tmp_path / "set"), "--sheet", str(tmp_path / sheet)], capsys)
+    assert message == f"{tmp_path / sheet}: a contact sheet is a picture - give it a name in .png, .jpg or .jpeg"
+    assert everything(tmp_path) == set()
+
+
+@pytest.mark.parametrize(("sheet", "start"), [("a.png", b"\x89PNG"), ("a.JPG", b"\xff\xd8"), ("a.jpeg", b"\xff\xd8")])
+def test_a_sheet_is_what_its_name_says(tmp_path, monkeypatch, sheet, start):
+    monkeypatch.setattr(synthetic, "contact_sheet", lambda seed: tiny.image(0, 0))
+    assert main(["synth", "--sheet", str(tmp_path / sheet)]) == 0
+    assert (tmp_path / sheet).read_bytes().startswith(start)
 
 
 def test_flops_of_the_papers_network(capsys):
@@ -427,3 +455,10 @@ def test_no_command_is_refused(capsys):
         main([])
     assert stopped.value.code == 2
     assert "the following arguments are required: COMMAND" in capsys.readouterr().err
+
+
+def test_train_asks_for_the_recipe_alone(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith("the following arguments are required: recipe\n")

@@ -231,9 +231,9 @@ def test_decodes_what_is_asked_for_in_rgb(tmp_path):
 def test_bad_images_matter_only_when_decoded(tmp_path):
     pack = pack_of(tmp_path, [*IMAGES[:2], b"\xff\xd8nothing", b""])
     assert len(pack.decode(0, 2)) == 2
-    with pytest.raises(InputError, match=r"some: image 2 \(pair 1\) is not an image \(9 bytes\)"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/some.bin: image 2 \(pair 1\) is not an image \(9 bytes\)"):
         pack.decode(0, 4)
-    with pytest.raises(InputError, match=r"some: image 3 \(pair 1\) is not an image \(0 bytes\)"):
+    with pytest.raises(InputError, match=r"some.bin: image 3 \(pair 1\) is not an image \(0 bytes\)"):
         pack.decode(3, 4)
 
 
@@ -254,7 +254,9 @@ def test_target_that_is_not_square(tmp_path):
 @pytest.mark.parametrize("size", [(112, 96), (96, 112), (224, 112)])
 def test_other_shapes_are_refused(tmp_path, size):
     pack = pack_of(tmp_path, [IMAGES[0], encoded(1, size)])
-    with pytest.raises(InputError, match=rf"some: image 1 \(pair 0\) is {size[0]}x{size[1]}, .*112x112"):
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path}/some.bin: image 1 \(pair 0\) is {size[0]}x{size[1]}, .*112x112"
+    ):
         pack.decode(0, 2)
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -18,6 +19,8 @@ from vargface.training.interrupt import Terminated, terminated_by_sigterm
 __all__ = ["main"]
 
 KEY_VALUE = "overrides of the recipe's keys, e.g. lr=0.05 (recipes/base.py lists all)"
+# the forms of a contact sheet
+SHEETS = (".png", ".jpg", ".jpeg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,13 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = _command(commands, "demo", _demo, "the whole job on synthetic faces: data, teacher, students, table")
-    demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"out=, teacher=, and {KEY_VALUE}")
+    _takes_overrides(demo, f"out=, teacher=, and {KEY_VALUE}")
     demo.add_argument("--data-only", action="store_true", help="draw the data set into OUT/data, no more")
     demo.epilog = "example: vargface demo out=runs/demo"
 
     train = _command(commands, "train", _train, "train a teacher or a student by a recipe")
     train.add_argument("recipe", help="a recipe file, or the name of one of this package's")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=KEY_VALUE)
+    _takes_overrides(train, KEY_VALUE)
     train.epilog = "example: vargface train recipes/lfr_student.py data=ms1m teacher=r100/model,0 out=runs/lfr"
 
     verify = _command(commands, "verify", _verify, "accuracy and TAR@FAR of a checkpoint on verification packs")
@@ -82,14 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--images", type=int, default=50, help="images an identity")
     synth.add_argument("--pairs", type=int, default=600, help="pairs a pack")
     synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--sheet", metavar="FILE", help="a contact sheet of the population, as JPEG or .png")
+    synth.add_argument("--sheet", metavar="FILE", help="a contact sheet of the population, .png or .jpg")
     synth.epilog = "example: vargface synth data/synthetic --identities 200 --images 50"
 
     flops = _command(commands, "flops", _flops, "operations as the LFR challenge counts them, parameters, bytes")
     flops.add_argument("--model", metavar="PREFIX,EPOCH", help="a checkpoint; without it: of the recipe's network")
     flops.add_argument("--recipe", default="base", help="a recipe (default: base, the paper's VarGFaceNet)")
     flops.add_argument("--layers", action="store_true", help="by layer")
-    flops.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=KEY_VALUE)
+    _takes_overrides(flops, KEY_VALUE)
     flops.epilog = "example: vargface flops network=resnet num_layers=50"
     return parser
 
@@ -98,6 +101,11 @@ def _command(commands, name: str, run, help_line: str) -> argparse.ArgumentParse
     parser = commands.add_parser(name, help=help_line, description=help_line)
     parser.set_defaults(run=run)
     return parser
+
+
+def _takes_overrides(command: argparse.ArgumentParser, help_line: str) -> None:
+    # without a default, argparse calls it required where another argument is missing
+    command.add_argument("overrides", nargs="*", default=(), metavar="KEY=VALUE", help=help_line)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -125,7 +133,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from vargface.checkpoint import load_checkpoint
+    from vargface.checkpoint import load_checkpoint, parse_model
     from vargface.eval.flops import network_cost
     from vargface.eval.table import Result, results_table
     from vargface.inference import FrozenNetwork
@@ -135,7 +143,8 @@ def _verify(arguments: argparse.Namespace) -> None:
     packs = find_packs(arguments.packs, "")
     results = verify_packs(FrozenNetwork(checkpoint), packs)
     cost = network_cost(checkpoint.symbol)
-    print(results_table([Result(arguments.model, results, cost.params, cost.flops)]))
+    name = Path(parse_model(arguments.model)[0]).name
+    print(results_table([Result(name, results, cost.params, cost.flops, arguments.model)]))
     if arguments.json:
         with whole_file(arguments.json, "w") as file:
             json.dump({name: result.as_dict() for name, result in results.items()}, file, indent=1)
@@ -158,8 +167,10 @@ def _synth(arguments: argparse.Namespace) -> None:
     if not arguments.out and not arguments.sheet:
         raise InputError("nothing to draw - give the folder to make, or --sheet FILE")
     if arguments.sheet:
+        kind = Path(arguments.sheet).suffix.lower()
+        if kind not in SHEETS:
+            raise InputError(f"{arguments.sheet}: a contact sheet is a picture - give it a name in .png, .jpg or .jpeg")
         sheet = cv2.cvtColor(contact_sheet(seed=arguments.seed), cv2.COLOR_RGB2BGR)
-        kind = ".png" if arguments.sheet.endswith(".png") else ".jpg"
         _, encoded = cv2.imencode(kind, sheet, [cv2.IMWRITE_JPEG_QUALITY, 88])
         with whole_file(arguments.sheet) as file:
             file.write(encoded.tobytes())

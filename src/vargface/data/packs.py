@@ -30,12 +30,18 @@ _PROTOCOL = 4
 class Pack:
     """A verification pack.
 
-    name: the file's name without `.bin`; images: 2P encoded images; issame: (P,) bool.
+    path: the file, or what messages call the images in its stead; images: 2P encoded images; issame: (P,) bool.
     """
 
-    name: str
+    path: str | Path
     images: list[bytes]
     issame: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """Return the file's name without `.bin`."""
+        name = Path(self.path).name
+        return name[: -len(".bin")] if name.endswith(".bin") else name
 
     def decode(self, start: int, stop: int, image_size: tuple[int, int] = (112, 112)) -> np.ndarray:
         """Return images start..stop-1 as (n, 3, H, W) uint8, RGB; `stop` past the end is the end.
@@ -51,13 +57,13 @@ class Pack:
             face = cv2.imdecode(np.frombuffer(image, dtype=np.uint8), cv2.IMREAD_COLOR) if image else None
             if face is None:
                 raise InputError(
-                    f"{self.name}: {_image_name(start + row)} is not an image ({len(image)} bytes) - get the pack "
+                    f"{self.path}: {_image_name(start + row)} is not an image ({len(image)} bytes) - get the pack "
                     "anew, or leave it out"
                 )
             if face.shape[:2] != image_size:
                 if face.shape[0] * width != face.shape[1] * height:
                     raise InputError(
-                        f"{self.name}: {_image_name(start + row)} is {face.shape[0]}x{face.shape[1]}, which does not "
+                        f"{self.path}: {_image_name(start + row)} is {face.shape[0]}x{face.shape[1]}, which does not "
                         f"scale to {height}x{width} - write the pack anew from aligned faces"
                     )
                 face = cv2.resize(face, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -93,7 +99,7 @@ def read_pack(path: str | Path) -> Pack:
         raise InputError(
             f"{path}: has {len(images)} images for {len(issame)} pairs, not {2 * len(issame)} - get the pack anew"
         )
-    return Pack(path.name[: -len(".bin")] if path.name.endswith(".bin") else path.name, images, issame)
+    return Pack(path, images, issame)
 
 
 def write_pack(path: str | Path, images: Sequence[bytes], issame: Sequence[bool] | np.ndarray) -> None:

@@ -24,10 +24,12 @@ CHECKED_TOGETHER = 100
 def find_packs(packs: Sequence[str], data: str) -> list[Pack]:
     """Return the packs of files `packs` or, where there are none, of every *.bin in folder `data`, by name.
 
-    Raises InputError for a file that is missing, no pack, or has too few pairs, and for two packs of one name.
+    Raises InputError for a file that is missing, a folder, no pack, or has too few pairs, and for two of one name.
     """
     files = [Path(pack) for pack in packs] or sorted(Path(data).glob("*.bin"))
     for file in files:
+        if file.is_dir():
+            raise InputError(f"{file}: is a folder, not a verification pack - give the .bin files, or rename it")
         if not file.is_file():
             raise InputError(f"{file}: no such verification pack")
     found = [read_pack(file) for file in files]
