@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -242,6 +243,19 @@ def test_unusable_image_is_named_each_time(tmp_path, iterate, image, message):
         next(iterator)
     assert good == epoch_order(10, 0, 0).tolist().index(7) // 2
     assert not decoders()
+
+
+@pytest.mark.parametrize("label", [-1.0, 20.0])
+def test_label_that_is_no_identity_is_named_in_training(tmp_path, iterate, label):
+    """Opening looks at a few labels only."""
+    write(tmp_path, [encoded(number) for number in range(100)])
+    offset = int((tmp_path / "train.idx").read_text().splitlines()[1].split("\t")[1])
+    with open(tmp_path / "train.rec", "r+b") as file:
+        file.seek(offset + 12)  # past the part's two words and the number of labels
+        file.write(struct.pack("<f", label))
+    message = rf"{tmp_path}/train.rec: record 2 has label {label:g}, not one of property's 20 identities"
+    with pytest.raises(InputError, match=message):
+        list(iterate(100, records=FaceRecords(tmp_path)))
 
 
 # --- the thread ---

@@ -241,6 +241,52 @@ def test_property_with_too_many_identities(folder):
         FaceRecords(folder)
 
 
+@pytest.mark.parametrize(
+    "identities, message", [(3, "record 1 has label 3,"), (400, "says 400 identities, .* has 5 - ")]
+)
+def test_property_of_images_in_any_order(tmp_path, jpegs, identities, message):
+    """The last image need not be the last identity's."""
+    order = [3, 4, 0, 2, 1]
+    images = [(key, float(label), jpegs[label]) for key, label in enumerate(order, start=1)]
+    people = [(6 + label, [order.index(label) + 1, order.index(label) + 2], b"") for label in range(5)]
+    contents(FaceRecords(mx_folder(tmp_path / "right", [(0, [6, 11], b""), *images, *people], 5)))
+    with pytest.raises(InputError, match=message):
+        FaceRecords(mx_folder(tmp_path / "wrong", [(0, [6, 11], b""), *images, *people], identities))
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_property_of_images_alone(tmp_path, index):
+    """A shuffled file: every label is looked at where there is no index, or where they are not many."""
+    pieces = [(key, float(key * 7 % 40), b"image") for key in range(300)]
+    assert len(FaceRecords(mx_folder(tmp_path / "right", pieces, 40, index=index))) == 300
+    with pytest.raises(InputError, match=r"property: says 41 identities, .*train.rec has 40 - write 40 as the first"):
+        FaceRecords(mx_folder(tmp_path / "more", pieces, 41, index=index))
+    with pytest.raises(InputError, match=r"train.rec: record 17 has label 39, not one of property's 39 identities"):
+        FaceRecords(mx_folder(tmp_path / "less", pieces, 39, index=index))
+    thinned = [piece for piece in pieces if piece[1] != 20]
+    assert len(FaceRecords(mx_folder(tmp_path / "gap", thinned, 45, index=index))) == len(thinned)
+
+
+def test_without_index_labels_in_arrays_are_checked(tmp_path):
+    pieces = [(key, [float(key), 33.0], b"image") for key in range(30)]
+    with pytest.raises(InputError, match="record 29 has label 29"):
+        FaceRecords(mx_folder(tmp_path / "less", pieces, 29, index=False))
+
+
+def test_a_large_shuffled_file_is_opened_at_once_and_its_labels_checked_when_read(tmp_path):
+    pieces = [(key, 0.0, b"image") for key in range(2500)]
+    pieces[1234] = (1234, 7.0, b"image")
+    records = FaceRecords(mx_folder(tmp_path / "d", pieces, 5))
+    with pytest.raises(InputError, match="train.rec: record 1234 has label 7, not one of property's 5"):
+        contents(records)
+
+
+def test_an_identity_record_that_points_nowhere(tmp_path):
+    pieces = [(0, [2, 3], b""), (1, 0.0, b"image"), (2, [9, 10], b"")]
+    with pytest.raises(InputError, match="train.rec: record 2 gives 9 as an identity's first image, of 1 - copy"):
+        FaceRecords(mx_folder(tmp_path / "d", pieces, 5))
+
+
 def test_more_identity_records_than_property(tmp_path):
     pieces = [(0, [2, 4], b""), (1, 0.0, b"image"), (2, [1, 2], b""), (3, [1, 1], b"")]
     with pytest.raises(InputError, match=r"says 1 identities, .* has 2"):

@@ -25,6 +25,7 @@ _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", _MAGIC)
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
+_LABEL = struct.Struct("<f")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _LENGTH_BITS = 29
 # one read takes header and bytes of an ordinary 112x112 JPEG
@@ -132,18 +133,22 @@ class RecordFile:
         except ValueError as error:
             raise self._damaged(record, str(error)) from error
 
-    def image_offsets(self) -> Iterator[tuple[int, int]]:
-        """Yield (ordinal number, offset) of every record that holds an image, hopping through the file in its order."""
+    def images(self) -> Iterator[tuple[int, int, float]]:
+        """Yield (ordinal number, offset, first label) of every record that holds an image, hopping through the file."""
         offset = record = 0
         while offset < self.size:
-            head = os.pread(self._handle, _PART.size + _HEADER.size, offset)
+            head = os.pread(self._handle, _PART.size + _HEADER.size + _LABEL.size, offset)
             kind, length = self._check_head(record, offset, head)
             if kind in (_WHOLE, _FIRST):
                 if min(length, len(head) - _PART.size) < _HEADER.size:
                     raise self._damaged(record, f"{length} bytes are fewer than a record's header")
-                labels = _HEADER.unpack_from(head, _PART.size)[0]
+                labels, label, _, _ = _HEADER.unpack_from(head, _PART.size)
                 if kind == _FIRST or length > _HEADER.size + 4 * labels:
-                    yield record, offset
+                    if labels:
+                        if length < _HEADER.size + _LABEL.size:
+                            raise self._damaged(record, f"{labels} labels are announced in a part of {length} bytes")
+                        (label,) = _LABEL.unpack_from(head, _PART.size + _HEADER.size)
+                    yield record, offset, label
             if kind in (_WHOLE, _LAST):
                 record += 1
             offset += _PART.size + length + -length % 4

@@ -24,15 +24,24 @@ __all__ = ["FaceRecords", "RecordWriter"]
 
 # header labels are float32: every whole number up to here is exact
 _EXACT = 1 << 24
-# images looked at when a folder is opened, so that a property of another data set is found before training
+# images looked at when a folder is opened, so that a property of another data set is found before training: a few where
+# the number of identities is known from record 0, more where the labels alone tell of it
 _LOOK_AT = 16
+_LOOK_AT_UNCOUNTED = 1000
 
 
 class FaceRecords:
     """The images of an InsightFace folder, read one by one in any order.
 
-    Opening reads the index and a few records, whatever the size of the data set. Threads and forked processes may
-    share one; a pickled one opens the file anew.
+    Threads and forked processes may share one; a pickled one opens the file anew.
+
+    Opening reads the index and a few records, whatever the size of the data set, and holds `property` against them:
+    - with record 0, against the number of identity records, and 16 labels spread over the file;
+    - with an index but no record 0, against 1,000 labels spread over the file: all of them, if there are no more;
+    - without an index, against all labels: the file has to be gone through.
+    A label must be below `property`'s number. Where all identities are known and are 0..n-1, n must be that number;
+    labels with gaps, of a data set that was thinned out, are usable. Labels not looked at are checked by `read`, so in
+    training. Not found is a number too large for more than 1,000 images with an index alone: it costs unused classes.
 
     num_identities: classes by `property`; image_size: (height, width) by `property`;
     image_keys: (len,) int64, record numbers of the images, ascending.
@@ -46,15 +55,15 @@ class FaceRecords:
         self.num_identities, self.image_size = _read_property(self.folder / "property")
         self._file = RecordFile(self.folder / "train.rec")
         index = self.folder / "train.idx"
-        identity_records = None
+        labels = identity_offsets = None
         if index.exists():
-            self.image_keys, self._offsets, identity_records = _indexed_images(self._file, index)
+            self.image_keys, self._offsets, identity_offsets = _indexed_images(self._file, index)
         else:
-            found = np.array(list(self._file.image_offsets()), dtype=np.int64).reshape(-1, 2)
-            self.image_keys, self._offsets = found[:, 0].copy(), found[:, 1].copy()
+            found = np.fromiter(self._file.images(), dtype=[("key", "i8"), ("offset", "i8"), ("label", "f4")])
+            self.image_keys, self._offsets, labels = (found[name].copy() for name in found.dtype.names)
         if not len(self):
             raise InputError(f"{self._file.path}: holds no image - give another data folder")
-        self._check_labels(identity_records)
+        self._check_identities(labels, identity_offsets)
 
     def __len__(self) -> int:
         return len(self.image_keys)
@@ -66,11 +75,8 @@ class FaceRecords:
         """
         labels, image = self._file.read(self.image_keys[position], self._offsets[position])
         label = float(labels[0])
-        if not (0 <= label < self.num_identities and label.is_integer()):
-            raise InputError(
-                f"{self.name(position)} has label {label:.10g}, not one of property's {self.num_identities} identities "
-                f"(0..{self.num_identities - 1}) - correct the first number of {self.folder / 'property'}"
-            )
+        if not self._is_identity(label):
+            raise self._no_identity(position, label)
         if not image:
             raise InputError(f"{self.name(position)} of identity {int(label)} is not an image (0 bytes) - remove it")
         return int(label), image
@@ -83,19 +89,54 @@ class FaceRecords:
         """Give the file back to the system; further reads fail."""
         self._file.close()
 
-    def _check_labels(self, identity_records: int | None) -> None:
-        """Look at images spread over the file, and hold the number of identity records against `property`."""
-        for position in np.unique(np.linspace(0, len(self) - 1, _LOOK_AT, dtype=np.int64)):
-            identity, _ = self.read(position)
-        if identity_records is None or identity_records == self.num_identities:
+    def _is_identity(self, label: float | np.ndarray) -> bool | np.ndarray:
+        """Return whether `label`, or which of them, is one of the identities that `property` allows."""
+        return (label >= 0) & (label < self.num_identities) & (label == np.floor(label))
+
+    def _no_identity(self, position: int, label: float) -> InputError:
+        return InputError(
+            f"{self.name(position)} has label {label:.10g}, not one of property's {self.num_identities} identities "
+            f"(0..{self.num_identities - 1}) - correct the first number of {self.folder / 'property'}"
+        )
+
+    def _check_identities(self, labels: np.ndarray | None, identity_offsets: np.ndarray | None) -> None:
+        """Hold `property` against the labels of all images or, where these are None, of some, and their number.
+
+        identity_offsets: where the identity records are, if record 0 tells.
+        """
+        if labels is None:
+            count = _LOOK_AT_UNCOUNTED if identity_offsets is None else _LOOK_AT
+            spread = np.unique(np.linspace(0, len(self) - 1, count, dtype=np.int64))
+            labels = np.array([self.read(position)[0] for position in spread])
+        else:
+            wrong = np.flatnonzero(~self._is_identity(labels))
+            if wrong.size:
+                raise self._no_identity(wrong[0], float(labels[wrong[0]]))
+        if identity_offsets is not None:
+            identities = len(identity_offsets)
+            if identities < self.num_identities:
+                labels = np.array([self._first_label(number, offset) for number, offset in enumerate(identity_offsets)])
+        elif len(labels) == len(self):
+            identities = len(np.unique(labels))
+        else:
             return
         # labels with gaps are usable as long as they are below num_classes; a whole range that ends elsewhere is a
         # property of another data set
-        if identity_records > self.num_identities or identity == identity_records - 1:
+        if identities > self.num_identities or (identities < self.num_identities and np.max(labels) < identities):
             raise InputError(
                 f"{self.folder / 'property'}: says {self.num_identities} identities, {self._file.path} has "
-                f"{identity_records} (its last image is of identity {identity}) - correct the first number of property"
+                f"{identities} - write {identities} as the first number of property"
             )
+
+    def _first_label(self, number: int, offset: int) -> int:
+        """Return the label of the first image of identity record `number`, which starts at `offset`."""
+        (start, *_), _ = self._file.read(len(self) + 1 + number, offset)
+        if not 1 <= start <= len(self):
+            raise InputError(
+                f"{self._file.path}: record {len(self) + 1 + number} gives {start:.10g} as an identity's first image, "
+                f"of {len(self)} - copy the data set anew"
+            )
+        return self.read(int(start) - 1)[0]
 
 
 def _check_folder(folder: Path) -> None:
@@ -145,8 +186,8 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return keys, offsets
 
 
-def _indexed_images(file: RecordFile, index: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """Return keys and offsets of the images and, where record 0 tells, the number of identity records."""
+def _indexed_images(file: RecordFile, index: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return keys and offsets of the images and, where record 0 tells, the offsets of the identity records."""
     keys, offsets = _read_index(index)
     outside = np.flatnonzero((offsets < 0) | (offsets >= file.size))
     if outside.size:
@@ -173,7 +214,7 @@ def _indexed_images(file: RecordFile, index: Path) -> tuple[np.ndarray, np.ndarr
         raise InputError(f"{index}: record {present} of 0..{last - 1} is missing - copy the data set anew")
     if first >= _EXACT:
         first = first_without_image(first, last, lambda key: bool(file.read(key, offsets[key])[1]))
-    return keys[1:first].copy(), offsets[1:first].copy(), last - first
+    return keys[1:first].copy(), offsets[1:first].copy(), offsets[first:last].copy()
 
 
 def first_without_image(near: int, last: int, has_image: Callable[[int], bool]) -> int:
