@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -15,7 +16,7 @@ from vargface.checkpoint import load_checkpoint
 from vargface.errors import InputError
 from vargface.training import fit
 from vargface.training.fit import train
-from vargface.training.interrupt import Terminated
+from vargface.training.interrupt import Terminated, interrupt_after_step
 from vargface.training.run_folder import RunFolder
 
 
@@ -269,3 +270,16 @@ def test_ctrl_c_in_the_last_step_ends_the_generation_and_begins_no_other(make, m
         train(make(generations=2))
     assert (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "gen-2").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "at_once"),
+    [((signal.SIGTERM, signal.SIGTERM), None), ((signal.SIGTERM, signal.SIGINT), KeyboardInterrupt)],
+)
+def test_only_ctrl_c_leaves_a_step_that_is_to_be_the_last(numbers, at_once):
+    """timeout(1) and others send SIGTERM twice in a row; what they end is to be saved all the same."""
+    with interrupt_after_step() as stop:
+        os.kill(os.getpid(), numbers[0])
+        with pytest.raises(at_once) if at_once else contextlib.nullcontext():
+            os.kill(os.getpid(), numbers[1])
+        assert stop.asked is Terminated

@@ -57,15 +57,17 @@ def terminated_by_sigterm() -> Iterator[None]:
 def interrupt_after_step() -> Iterator[SimpleNamespace]:
     """Yield an object whose `asked`, None, turns at the first signal into the exception to raise after saving.
 
-    A second signal raises its exception at once. Outside the main thread, which alone gets signals, `asked` stays None.
+    A Ctrl-C after it raises at once; a SIGTERM after it does not, for some senders repeat it. Outside the main thread,
+    which alone gets signals, `asked` stays None.
     """
     stop = SimpleNamespace(asked=None)
 
     def ask(number: int, _frame: object) -> None:
-        if stop.asked:
-            raise REASONS[number]
-        stop.asked = REASONS[number]
-        logger.info("finishing this step and saving; the same again leaves at once")
+        if stop.asked is None:
+            stop.asked = REASONS[number]
+            logger.info("finishing this step and saving; Ctrl-C (again) leaves at once")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
 
     with _handled(ask, *REASONS):
         yield stop
