@@ -62,8 +62,10 @@ class RunFolder:
             # a key that is younger than the run had what is its default now
             known = {**base.recipe, **known}
             differing = sorted(key for key in recipe if key not in WHERE and known.get(key) != recipe[key])
+            recorded = known.get(TRAINED_ON)
             for key, found in (trained_on or {}).items():
-                then = known.get(TRAINED_ON, {}).get(key, found)
+                # a run from before this was recorded is not asked
+                then = recorded.get(key, found) if isinstance(recorded, dict) else found
                 if then != found:
                     differing.append(f"{key}: {then or 'none'} then, {found or 'none'} now")
             if differing:
