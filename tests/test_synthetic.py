@@ -159,6 +159,8 @@ def test_a_stop_on_a_terminal_leaves_nothing(tmp_path, seen, later, tell, number
         [
             sys.executable,
             "-c",
+            # who runs the tests in the background of a shell has Ctrl-C ignored, and hands that on
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
             "import sys; from vargface.cli import main; sys.exit(main())",
             "synth",
             tmp_path / "set",
