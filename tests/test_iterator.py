@@ -305,8 +305,10 @@ def test_close_and_garbage_collection_end_the_thread(records, iterate):
     assert not decoders()
 
 
+# who runs the tests in the background of a shell has Ctrl-C ignored, and hands that on
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from vargface.data.iterator import FaceIterator
 from vargface.data.records import FaceRecords
 iterator = FaceIterator(FaceRecords(sys.argv[1]), 4)
