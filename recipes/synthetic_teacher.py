@@ -22,6 +22,7 @@ recipe = EasyDict(
     residual_gamma=0.2,
     scale=32.0,
     m2=0.1,
+    generations=2,
     batch_size=32,
     steps=2000,
     lr=0.1,
