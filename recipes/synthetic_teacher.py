@@ -8,7 +8,7 @@
 Hardware and time: one CPU core, 70 images a second when it has it to itself: half an hour. Result on the three packs:
 96.50, 93.17, 95.67 after the first generation, 98.50, 97.83, 98.00 after the second.
 
-2,000 steps x 32 images = 64,000, 3.2 epochs a generation; the second one is a restart of the schedule, without a teacher.
+2,000 steps x 32 images = 64,000, 3.2 epochs a generation; the second one restarts the schedule, without a teacher.
 """
 
 from easydict import EasyDict
