@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import tempfile
@@ -13,7 +14,7 @@ from typing import IO
 
 from vargface.errors import InputError
 
-__all__ = ["locked_folder", "make_folder", "whole_file"]
+__all__ = ["locked_folder", "make_folder", "sha256", "whole_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,3 +91,13 @@ def locked_folder(path: str | Path) -> Iterator[Path]:
         yield path
     finally:
         os.close(lock)
+
+
+def sha256(*paths: Path) -> str:
+    """Return the SHA-256 (hexadecimal) of the bytes of these files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()

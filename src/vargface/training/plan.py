@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from vargface.data.iterator import FaceIterator
 from vargface.data.packs import Pack
 from vargface.data.records import FaceRecords
 from vargface.errors import InputError
+from vargface.files import sha256
 from vargface.recipe import network_symbol
 from vargface.runtime import contexts, mx
 from vargface.training.checks import check_recipe
@@ -133,19 +133,14 @@ def _model_digest(model: str) -> str:
     if not model:
         return ""
     prefix, epoch = parse_model(model)
-    return _digest([Path(f"{prefix}-symbol.json"), Path(f"{prefix}-{epoch:04d}.params")])
+    return _digest(Path(f"{prefix}-symbol.json"), Path(f"{prefix}-{epoch:04d}.params"))
 
 
 def _data_digest(folder: Path) -> str:
     """Return what changes with the data set: of its index and property all bytes, of its records the length."""
     small = [path for path in (folder / "train.idx", folder / "property") if path.is_file()]
-    return f"{(folder / 'train.rec').stat().st_size} bytes, {_digest(small)}"
+    return f"{(folder / 'train.rec').stat().st_size} bytes, {_digest(*small)}"
 
 
-def _digest(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    return f"sha256 {digest.hexdigest()[:16]}"
+def _digest(*files: Path) -> str:
+    return f"sha256 {sha256(*files)[:16]}"

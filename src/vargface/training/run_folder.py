@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Set
@@ -13,7 +12,7 @@ from easydict import EasyDict
 
 from vargface.checkpoint import Params, load_params, save_checkpoint, tagged, untagged, write_params
 from vargface.errors import InputError
-from vargface.files import make_folder, whole_file
+from vargface.files import make_folder, sha256, whole_file
 from vargface.recipes import base
 from vargface.runtime import mx
 from vargface.training.log import CsvLog
@@ -113,7 +112,7 @@ class RunFolder:
         write_params(stem.with_suffix(".params"), tagged(*params))
         with whole_file(stem.with_suffix(".optimizer")) as file:
             file.write(optimizer)
-        self._sums = {suffix: _sha256(stem.with_suffix(suffix)) for suffix in STATE_PARTS}
+        self._sums = {suffix: sha256(stem.with_suffix(suffix)) for suffix in STATE_PARTS}
         # written last: a state without it is not looked at
         self.amend_state(state)
         files = sorted(folder.glob("*.json"), reverse=True)
@@ -170,7 +169,7 @@ def _read_state(file: Path) -> State:
         # a state from before there were checksums is taken if it can be read
         for suffix, sum_ in state.pop(SUMS, {}).items():
             part = file.with_suffix(suffix)
-            if _sha256(part) != sum_:
+            if sha256(part) != sum_:
                 raise InputError(f"{part}: damaged (its checksum is not that in {file.name})")
         params = untagged(load_params(file.with_suffix(".params")))
         return state, params, file.with_suffix(".optimizer").read_bytes()
@@ -178,11 +177,3 @@ def _read_state(file: Path) -> State:
         raise InputError(f"{error.filename}: missing") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: damaged ({error})") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
