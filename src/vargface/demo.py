@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from easydict import EasyDict
@@ -48,15 +48,15 @@ def run_demo(overrides: Sequence[str] = ()) -> str:
     student = load_recipe("demo_student", overrides)
     student.context = _devices(student.context)
     # what can be refused is refused before anything is drawn, written or trained
-    check_settings(student)
-    check_settings(_teacher_of(student))
-    if student.data:
-        _check_data(student)
+    check: Callable = make_plan if student.data else check_settings
+    for recipe in _recipes(student):
+        check(recipe)
     # its parts lock their own folders, too; with this one no second demo gets in between two of them
     with locked_folder(student.out or OUT) as out:
         if not student.data:
             student.data = str(draw_data(out))
-            _check_data(student)
+            for recipe in _recipes(student):
+                make_plan(recipe)
         return results_table(_train_all(student, out))
 
 
@@ -68,10 +68,9 @@ def _teacher_of(student: EasyDict) -> EasyDict:
     return teacher
 
 
-def _check_data(student: EasyDict) -> None:
-    make_plan(student)
-    if not student.teacher:
-        make_plan(_teacher_of(student))
+def _recipes(student: EasyDict) -> list[EasyDict]:
+    """Return the recipes that the demo trains by: the student's and, unless one is given, its own teacher's."""
+    return [student] if student.teacher else [student, _teacher_of(student)]
 
 
 def _train_all(student: EasyDict, out: Path) -> list[Result]:
