@@ -173,7 +173,7 @@ def test_training_sets_mkldnn_before_mxnet_is_loaded(site, monkeypatch, own, see
     ],
 )
 def test_cpu_contexts_share_the_cores(monkeypatch, context, cores, threads):
-    monkeypatch.setattr(runtime, "_cores", lambda: cores)
+    monkeypatch.setattr(runtime, "cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")  # taken back after the test, which sets it otherwise
     runtime.prepare_for_training(context)

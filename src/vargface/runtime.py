@@ -28,10 +28,10 @@ from vargface.errors import InputError
 if TYPE_CHECKING:
     import mxnet as mx
 
-__all__ = ["contexts", "flavours", "mx", "preload_cuda", "prepare_for_training"]
+__all__ = ["contexts", "cores", "flavours", "mx", "preload_cuda", "prepare_for_training"]
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return the number of cores that this process may use (a container or taskset may leave fewer than there are)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -41,7 +41,7 @@ def _cores() -> int:
 # Set before MXNet is loaded, which reads them once; a value that the user has set wins.
 ENVIRONMENT = {
     # without it MXNet's operators run at one thread's speed; with more threads than cores they wait for each other
-    "OMP_NUM_THREADS": str(_cores()),
+    "OMP_NUM_THREADS": str(cores()),
     # "Subgraph backend MKLDNN is activated" is said at every bind and tells a user nothing
     "MXNET_SUBGRAPH_VERBOSE": "0",
 }
@@ -91,7 +91,7 @@ def prepare_for_training(context: str = "auto") -> None:
     for name, value in TRAINING_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     shares = max(context.count("cpu("), 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(_cores() // shares, 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // shares, 1)))
 
 
 def flavours() -> list[str]:

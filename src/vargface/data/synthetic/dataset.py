@@ -26,6 +26,7 @@ from vargface.data.synthetic.identity import Identity
 from vargface.data.synthetic.view import View
 from vargface.errors import InputError
 from vargface.files import make_folder
+from vargface.runtime import cores
 
 __all__ = ["PACKS", "contact_sheet", "make_dataset", "person", "picture", "progress_bar"]
 
@@ -184,7 +185,7 @@ def make_dataset(
         batches += [wanted[k : k + step] for k in range(0, len(wanted), step)]
     temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:
-        drawn = _in_order(seed, batches, workers or _cores(), report)
+        drawn = _in_order(seed, batches, workers or cores(), report)
         with contextlib.closing(drawn), RecordWriter(temporary, (SIZE, SIZE)) as writer:
             for _ in range(identities):
                 for (identity, _image, _kind), jpeg in zip(*next(drawn)):
@@ -211,10 +212,6 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield show
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _rename(temporary: Path, folder: Path) -> None:
