@@ -34,6 +34,7 @@ __all__ = ["MarginSoftmax", "get_symbol"]
 
 # Radians. 1 - cos(1e-3) = 5e-7, about what rounding does to the float32 cosine of two 512-d unit vectors.
 _NEAREST = 1e-3
+_NO_CLASS = -1
 
 
 class MarginSoftmax(NamedTuple):
@@ -65,8 +66,9 @@ def get_symbol(
 ) -> MarginSoftmax:
     """Return the margin-softmax head on `embedding` (N, embedding_size), float32 or float16, of any norm.
 
-    `label` (N,) of any dtype holds class numbers 0..num_classes-1, exact to 2^24 (any outside are clipped, so that none
-    writes outside a buffer: whoever makes the labels checks them). The head computes in float32 and normalises both the
+    `label` (N,) of any dtype holds class numbers 0..num_classes-1, exact to 2^24 (larger ones are clipped, so that none
+    writes outside a buffer: whoever makes the labels checks them); a sample with a negative label is of no class: its
+    outputs and its gradient are 0. The head computes in float32 and normalises both the
     embedding and every row of `fc7_weight`, which starts as InsightFace's, Normal(0.01).
 
     The gradient is that of the sum over samples, as SoftmaxOutput(normalization="null") gives it; a Module's optimizer
@@ -76,21 +78,23 @@ def get_symbol(
     """
     _check(num_classes=num_classes, embedding_size=embedding_size, scale=scale, m1=m1, m2=m2)
     stop = mx.sym.BlockGrad
-    label = mx.sym.clip(mx.sym.cast(label, dtype="float32"), 0, num_classes - 1)
+    label = mx.sym.clip(mx.sym.cast(label, dtype="float32"), _NO_CLASS, num_classes - 1)
+    labelled = label >= 0
     logits = _scaled_cosines(embedding, num_classes, embedding_size, scale)
-    cosine = mx.sym.pick(logits, label, axis=1) / scale
+    cosine = mx.sym.pick(logits, label, axis=1) * labelled / scale
     # Worked out from a cosine without a gradient, so that backward keeps neither the one-hot nor the arccos;
     # `margin_gradient` below makes good what that leaves out.
     value = stop(cosine)
     target, slope = _target(value, m1, m2, m3)
     change = mx.sym.expand_dims((target - value) * scale, axis=1)
     logits = logits + mx.sym.broadcast_mul(mx.sym.one_hot(label, depth=num_classes), change)
-    cross_entropy = -mx.sym.pick(mx.sym.log_softmax(logits, axis=1), label, axis=1)
+    cross_entropy = -mx.sym.pick(mx.sym.log_softmax(logits, axis=1), label, axis=1) * labelled
     correct = mx.sym.argmax(logits, axis=1) == label
 
     # SoftmaxOutput's backward is grad_scale * (p - onehot) whatever stands above it, in the buffer of p: were p an
     # output of the graph, that buffer could not be used again.
-    probability = mx.sym.pick(mx.sym.SoftmaxOutput(logits, label, grad_scale=grad_scale), label, axis=1)
+    probability = mx.sym.SoftmaxOutput(logits, label, grad_scale=grad_scale, use_ignore=True, ignore_label=_NO_CLASS)
+    probability = mx.sym.pick(probability, label, axis=1)
     # The margin's share at the label: d loss / d logit = p - 1, times the slope, less the 1 that went straight through.
     margin_gradient = stop((probability - 1) * (slope - 1) * (scale * grad_scale)) * cosine
     loss = stop(cross_entropy) + _gradient_only(probability) + _gradient_only(margin_gradient)

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vargface.data.iterator import FaceIterator, epoch_order, mirror_bits
+from vargface.data.augment import Draws, augmented, mixed
+from vargface.data.iterator import NOBODY, FaceIterator, epoch_order, mirror_bits
 from vargface.data.records import FaceRecords, RecordWriter
 from vargface.errors import InputError
 from vargface.runtime import mx
@@ -206,6 +207,71 @@ def test_workers_share_out_the_batches_of_one(iterate):
     for batch, first, second in zip(whole, *parts):
         assert batch.index.tolist() == first.index.tolist() + second.index.tolist()
         assert batch.mirrored.tolist() == first.mirrored.tolist() + second.mirrored.tolist()
+
+
+# --- augmented ---
+
+
+def picture(records, position):
+    """(H, W, 3) uint8, blue green red."""
+    return cv2.imdecode(np.frombuffer(records.read(position)[1], np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_augmented_batches_are_views_of_the_images_they_say(records, iterate):
+    for batch in iterate(5, seed=7, augment=0.8):
+        for row, position in enumerate(batch.index):
+            image = picture(records, position)[:, :: -1 if batch.mirrored[row] else 1]
+            draws = Draws(7, 0, int(position))
+            draws()
+            expected = augmented(image, 0.8, draws)[:, :, ::-1].transpose(2, 0, 1)
+            np.testing.assert_array_equal(batch.data[0].asnumpy()[row], expected)
+            assert batch.label[0].asnumpy()[row] == records.read(position)[0]
+
+
+def test_every_face_is_mixed_with_another_of_the_data_set(records, iterate):
+    others = set()
+    for batch in iterate(5, seed=7, mix=1.0):
+        assert (batch.label[0].asnumpy() == NOBODY).all()
+        for row, position in enumerate(batch.index):
+            draws = Draws(7, 0, int(position))
+            draws()
+            other = int(draws() * 25)
+            first = picture(records, position)[:, :: -1 if batch.mirrored[row] else 1]
+            second = picture(records, other)[:, :: -1 if draws() < 0.5 else 1]
+            expected = mixed(first, second, draws)[:, :, ::-1].transpose(2, 0, 1)
+            np.testing.assert_array_equal(batch.data[0].asnumpy()[row], expected)
+            others.add(other)
+    assert len(others) > 10
+
+
+def test_the_share_that_is_mixed(iterate):
+    iterator = iterate(25, mix=0.3)
+    share = []
+    for _ in range(40):
+        share.append((next(iterator).label[0].asnumpy() == NOBODY).mean())
+        iterator.reset()
+    assert 0.26 < np.mean(share) < 0.34
+
+
+def test_views_differ_by_epoch_and_come_again_at_their_place(iterate):
+    walking = iterate(25, seed=3, augment=1.0, mix=0.5, mirror=False)
+    epochs = []
+    for _ in range(2):
+        batch = next(walking)
+        epochs.append(batch.data[0].asnumpy()[np.argsort(batch.index)])
+        walking.reset()
+    assert all((one != other).any() for one, other in zip(*epochs))
+    again = iterate(25, seed=3, augment=1.0, mix=0.5, mirror=False)
+    again.seek(1)
+    batch = next(again)
+    np.testing.assert_array_equal(batch.data[0].asnumpy()[np.argsort(batch.index)], epochs[1])
+
+
+def test_workers_share_out_augmented_batches_of_one(iterate):
+    settings = {"seed": 5, "augment": 1.0, "mix": 0.5}
+    whole = next(iterate(6, **settings)).data[0].asnumpy()
+    parts = [next(iterate(3, part=part, num_parts=2, **settings)).data[0].asnumpy() for part in range(2)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
 # --- bad input ---

@@ -242,10 +242,26 @@ def test_a_module_steps_along_the_mean_gradient(contexts):
     assert [output.shape for output in module.get_outputs()] == [(8,)] * 4
 
 
-def test_a_label_outside_the_classes_is_clipped():
+def test_a_label_past_the_classes_is_clipped():
     embedding, weight, _ = problem(batch=2)
-    values, _, _ = run(embedding, weight, np.array([-1, 7]))
-    np.testing.assert_allclose(values["loss"], reference(embedding, weight, [0, 6])[0], rtol=1e-5)
+    values, _, _ = run(embedding, weight, np.array([5, 7]))
+    np.testing.assert_allclose(values["loss"], reference(embedding, weight, [5, 6])[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("margins", SETTINGS, ids=str)
+def test_a_sample_of_no_class_counts_for_nothing(margins):
+    embedding, weight, label = problem(batch=9)
+    kept = np.array([0, 1, 3, 5, 6, 8])
+    some = np.full(9, -1)
+    some[kept] = label[kept]
+    values, to_embedding, to_weight = run(embedding, weight, some, **margins)
+    alone, to_kept, to_weight_alone = run(embedding[kept], weight, label[kept], **margins)
+    for name in NAMES:
+        np.testing.assert_allclose(values[name][kept], alone[name], rtol=1e-5, atol=1e-6)
+        assert not np.delete(values[name], kept).any()
+    np.testing.assert_allclose(to_embedding[kept], to_kept, rtol=1e-4, atol=1e-5)
+    assert not np.delete(to_embedding, kept, axis=0).any()
+    np.testing.assert_allclose(to_weight, to_weight_alone, rtol=1e-4, atol=1e-4)
 
 
 def test_memory_planned_is_that_of_the_plain_softmax():

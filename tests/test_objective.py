@@ -9,7 +9,7 @@ import tiny
 from vargface.graph import training_form
 from vargface.runtime import mx
 from vargface.symbols import angular_distillation
-from vargface.training.objective import MARGIN_WEIGHT, Objective
+from vargface.training.objective import LABELLED, MARGIN_WEIGHT, Objective
 from vargface.training.teacher import LABEL
 
 BATCH, CLASSES = 4, 5
@@ -167,3 +167,34 @@ def test_the_gradient_is_that_of_the_sum_of_the_losses():
     values = [dict(zip(found.outputs, outputs)) for outputs in (ahead, behind)]
     ahead, behind = (float((v["margin_loss"] + v["distillation_loss"]).sum(dtype=np.float64)) for v in values)
     assert (ahead - behind) / (2 * step) == pytest.approx((gradients[name] * direction).sum(), rel=0.02)
+
+
+def test_a_mixed_face_is_taught_but_classified_as_nobody(distillation_alone):
+    found = objective(teacher="any,0", mix=0.5)
+    assert found.outputs == [*MARGIN, *DISTILLATION, "embedding_norm", LABELLED]
+    nobody = np.full(BATCH, -1, np.float32)
+    outputs, gradients = run(found.symbol, softmax_label=nobody)
+    values = dict(zip(found.outputs, outputs))
+    assert not any(values[name].any() for name in (*MARGIN, LABELLED))
+    assert values["distillation_loss"].all()
+    same(backbone(gradients), distillation_alone)
+    assert not gradients["fc7_weight"].any()
+
+
+def test_what_is_logged_of_the_margin_is_of_the_faces_with_an_identity():
+    found = objective(teacher="any,0", mix=0.5)
+    label = labels()["softmax_label"]
+    label[2:] = -1
+    values = dict(zip(found.outputs, run(found.symbol, softmax_label=label)[0]))
+    row = found.of_labelled({name: float(value.mean()) for name, value in values.items()})
+    for name in MARGIN:
+        assert row[name] == pytest.approx(values[name][:2].mean(), rel=1e-6)
+    for name in DISTILLATION:
+        assert row[name] == pytest.approx(values[name].mean(), rel=1e-6)
+    assert row[LABELLED] == 0.5
+    nobody = found.of_labelled({"margin_loss": 0.0, LABELLED: 0.0})
+    assert nobody == {"margin_loss": 0.0, LABELLED: 0.0}
+
+
+def test_without_a_teacher_nothing_is_mixed():
+    assert LABELLED not in objective(mix=0.5).outputs

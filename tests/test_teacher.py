@@ -150,6 +150,18 @@ def test_a_set_too_large_to_remember_is_asked_about_each_time(taught, teacher, m
         np.testing.assert_allclose(one[-1], other[-1], atol=1e-6)
 
 
+def test_faces_that_never_come_again_are_asked_about_each_time(records, teacher, embed):
+    faces = FaceIterator(records, BATCH, seed=2, augment=1.0, mix=0.5)
+    taught = TaughtIterator(faces, Teacher(teacher, len(records), two_views=False))
+    for _ in range(2):
+        for batch in taught:
+            for image, found in zip(batch.data[0].asnumpy(), batch.label[1].asnumpy()):
+                np.testing.assert_allclose(found, embed(image), atol=1e-5)
+        taught.reset()
+    taught.close()
+    assert teacher.asked == 48
+
+
 def test_a_place_gone_to_gives_the_labels_of_that_place(taught):
     straight = taught(seed=2)
     epoch(straight)

@@ -1,7 +1,8 @@
 """The training iterator: shuffled, mirrored batches of faces, decoded in the background.
 
 Nothing is drawn from a running generator: the order of an epoch follows from (seed, epoch), whether an image is
-mirrored from (seed, epoch, its position), so any place of any epoch can be gone to and gives the same batch again.
+mirrored and how it is augmented from (seed, epoch, its position), so any place of any epoch can be gone to and gives
+the same batch again.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from vargface.data.augment import Draws, augmented, mixed
 from vargface.data.records import FaceRecords
 from vargface.errors import InputError
 from vargface.runtime import mx
 
-__all__ = ["FaceIterator", "epoch_order", "mirror_bits"]
+__all__ = ["NOBODY", "FaceIterator", "epoch_order", "mirror_bits"]
+
+# the label of a face mixed from two: no identity's
+NOBODY = -1.0
 
 # batches decoded ahead of training
 _AHEAD = 3
@@ -52,6 +57,8 @@ class _Sampling(NamedTuple):
     batch_size: int
     seed: int
     mirror: bool
+    augment: float
+    mix: float
     part: int
     num_parts: int
 
@@ -83,9 +90,12 @@ class FaceIterator(mx.io.DataIter):
 
     An epoch has whole batches only: what is left over is dropped, and the next shuffle leaves out other images.
     With `num_parts` > 1 this is worker `part` of as many: the workers' images are disjoint and equal in number.
+    `augment` in 0..1 is the strength of random views; `mix` in 0..1 the share of images that are mixed with another one
+    of the data set: these have the label NOBODY (augment.py says what both do).
 
     epoch: the current one, from 0; `reset` moves to the next; batches_per_epoch: their number in every epoch.
-    Each batch has `index` (N,) int64, positions in `records`, and `mirrored` (N,) bool.
+    Each batch has `index` (N,) int64, positions in `records`, and `mirrored` (N,) bool: without `augment` and `mix`
+    they say all about its images.
     Raises InputError where `records` do not fill a batch and, from `next`, where an image cannot be decoded or is not
     of the size that `property` gives.
     """
@@ -97,6 +107,8 @@ class FaceIterator(mx.io.DataIter):
         *,
         seed: int = 0,
         mirror: bool = True,
+        augment: float = 0.0,
+        mix: float = 0.0,
         part: int = 0,
         num_parts: int = 1,
     ) -> None:
@@ -104,7 +116,7 @@ class FaceIterator(mx.io.DataIter):
         if batch_size < 1 or not 0 <= part < num_parts:
             raise ValueError(f"batch_size {batch_size} must be positive and part {part} in 0..{num_parts - 1}")
         self._records = records
-        self._sampling = _Sampling(len(records), batch_size, seed, mirror, part, num_parts)
+        self._sampling = _Sampling(len(records), batch_size, seed, mirror, augment, mix, part, num_parts)
         self.batches_per_epoch = self._sampling.batches
         if not self.batches_per_epoch:
             raise InputError(
@@ -229,30 +241,45 @@ def _decode_onward(
                 if stopping.is_set():
                     return
                 positions = sampling.positions(order, index)
-                ready.put(_decode(records, positions, sampling.mirrored(positions, epoch)))
+                ready.put(_decode(records, positions, sampling, epoch))
             batch = 0
     except BaseException as error:
         ready.put(error)
 
 
-def _decode(records: FaceRecords, positions: np.ndarray, mirrored: np.ndarray) -> _Samples:
-    """Return the batch of the images at `positions` (N,)."""
-    height, width = records.image_size
-    data = np.empty((len(positions), 3, height, width), dtype=np.uint8)
+def _decode(records: FaceRecords, positions: np.ndarray, sampling: _Sampling, epoch: int) -> _Samples:
+    """Return the batch of the images at `positions` (N,) as they are seen in `epoch`."""
+    data = np.empty((len(positions), 3, *records.image_size), dtype=np.uint8)
     identities = np.empty(len(positions), dtype=np.float32)
+    mirrored = sampling.mirrored(positions, epoch)
     for row, position in enumerate(positions):
-        identities[row], encoded = records.read(position)
-        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
-        if image is None:
-            raise InputError(
-                f"{records.name(position)} of identity {identities[row]:.0f} is not an image that can be decoded "
-                f"({len(encoded)} bytes) - replace it or write the data set anew without it"
-            )
-        if image.shape[:2] != (height, width):
-            raise InputError(
-                f"{records.name(position)} of identity {identities[row]:.0f} is {image.shape[0]}x{image.shape[1]} and "
-                f"property says {height}x{width} - write the data set anew with images of one size"
-            )
+        identities[row], image = _image(records, position)
+        image = image[:, :: -1 if mirrored[row] else 1]
+        if sampling.augment or sampling.mix:
+            draws = Draws(sampling.seed, epoch, int(position))
+            if draws() < sampling.mix:
+                other = int(draws() * sampling.count)
+                image = mixed(image, _image(records, other)[1][:, :: -1 if draws() < 0.5 else 1], draws)
+                identities[row] = NOBODY
+            image = augmented(image, sampling.augment, draws)
         # OpenCV decodes to (H, W, blue green red)
-        data[row] = image[:, :: -1 if mirrored[row] else 1, ::-1].transpose(2, 0, 1)
+        data[row] = image[:, :, ::-1].transpose(2, 0, 1)
     return _Samples(data, identities, positions, mirrored)
+
+
+def _image(records: FaceRecords, position: int) -> tuple[float, np.ndarray]:
+    """Return the label and the image (H, W, 3) uint8, blue green red, at `position`."""
+    height, width = records.image_size
+    identity, encoded = records.read(position)
+    image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InputError(
+            f"{records.name(position)} of identity {identity:.0f} is not an image that can be decoded "
+            f"({len(encoded)} bytes) - replace it or write the data set anew without it"
+        )
+    if image.shape[:2] != (height, width):
+        raise InputError(
+            f"{records.name(position)} of identity {identity:.0f} is {image.shape[0]}x{image.shape[1]} and "
+            f"property says {height}x{width} - write the data set anew with images of one size"
+        )
+    return identity, image

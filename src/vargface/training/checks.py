@@ -22,6 +22,8 @@ RANGES = {
     "embedding_size": (1, 2**16),
     "multiplier": (0, 64),
     "seed": (0, 2**31 - 1),
+    "augment": (0, 1),
+    "mix": (0, 1),
     "momentum": (0, 1),
     "lr_factor": (0, 1),
     "final_lr": (0, math.inf),

@@ -48,7 +48,8 @@ def train(recipe: EasyDict) -> list[RunFolder]:
     plan = make_plan(recipe)
     teacher = None
     if plan.teacher is not None:
-        teacher = Teacher(FrozenNetwork(plan.teacher, VERIFY_BATCH, plan.devices[0]), len(plan.records))
+        network = FrozenNetwork(plan.teacher, min(VERIFY_BATCH, recipe.batch_size), plan.devices[0])
+        teacher = Teacher(network, len(plan.records), two_views=not (recipe.augment or recipe.mix))
     folders: list[RunFolder] = []
     weights = None
     with locked_folder(recipe.out) as out:
@@ -88,7 +89,14 @@ class _Generation:
         # the generation before has learnt the margin: the next one has it all along
         self._ramp = recipe.margin_ramp if generation == 1 else [0, 0]
         seed = recipe.seed + generation - 1
-        self._faces: Any = FaceIterator(plan.records, recipe.batch_size, seed=seed, mirror=recipe.mirror)
+        self._faces: Any = FaceIterator(
+            plan.records,
+            recipe.batch_size,
+            seed=seed,
+            mirror=recipe.mirror,
+            augment=recipe.augment,
+            mix=recipe.mix if recipe.teacher else 0.0,
+        )
         if teacher is not None:
             self._faces = TaughtIterator(self._faces, teacher)
         self._drops = '"op": "Dropout"' in plan.network.tojson()
@@ -198,7 +206,7 @@ class _Generation:
         self._step += 1
 
     def _log(self, means: Means, bar: tqdm) -> None:
-        row = means.take()
+        row = self._objective.of_labelled(means.take())
         shown = {"loss": row["margin_loss"] + row.get("distillation_loss", 0.0), "img/s": row["images_per_second"]}
         bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
         if not np.isfinite(list(row.values())).all():

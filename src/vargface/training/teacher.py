@@ -18,14 +18,15 @@ class Teacher:
     """The frozen network and what it said so far of one data set: one for all generations.
 
     An image has two views, plain and mirrored; what the network said of a view is remembered (2 x D floats an image) as
-    long as the whole set fits into `MEMORY`, so that only the first epochs of the first generation pay for it.
+    long as the whole set fits into `MEMORY`, so that only the first epochs of the first generation pay for it. With
+    `two_views` False (the faces are augmented or mixed) no view comes again, and each is asked about.
     """
 
-    def __init__(self, network: FrozenNetwork, num_images: int) -> None:
+    def __init__(self, network: FrozenNetwork, num_images: int, two_views: bool = True) -> None:
         self.embedding_size = size = network.embedding_size
         self._network = network
         self._memory = None
-        if num_images * 2 * size * 4 <= MEMORY:
+        if two_views and num_images * 2 * size * 4 <= MEMORY:
             self._memory = np.zeros((2, num_images, size), np.float32)
             self._known = np.zeros((2, num_images), bool)
 
