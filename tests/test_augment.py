@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from vargface.data import augment
 from vargface.data.augment import Draws, augmented, mixed
 
-
 FIRST_DRAWS = [0.178994, 0.611577, 0.685772]
 
 
