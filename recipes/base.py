@@ -11,6 +11,7 @@ recipe = EasyDict(
     data="",  # an InsightFace folder: train.rec, train.idx, property
     packs=[],  # verification packs; empty: every *.bin in `data`
     out="",  # the run folder
+    may_change=[],  # keys in which this recipe may differ from the one that `out` was begun with, e.g. lr
     role="student",  # what the checkpoint is called: OUT/student-0001.params
     # --- network (symbols/): the keys that do not concern the network are not looked at
     network="vargfacenet",  # vargfacenet, resnet or mobilefacenet
@@ -34,6 +35,7 @@ recipe = EasyDict(
     generations=1,  # recursive distillation: generation n + 1 starts from generation n's weights, the teacher stays
     # --- optimisation
     batch_size=512,  # global, split over the contexts
+    accumulate=1,  # parts that a batch is gone through in, for one gradient: a big batch in the memory of a small one
     context="auto",  # auto, cpu, gpu, or a list such as gpu(0),gpu(1)
     steps=240_000,  # of one generation
     seed=0,  # of weights, order and mirroring
@@ -49,6 +51,7 @@ recipe = EasyDict(
     lr_factor=0.1,
     final_lr=0.0,  # cosine, poly: the rate at `steps`
     warmup_steps=0,  # lr rises linearly from 0
+    skip_steps=0,  # steps with a loss or gradient that is not finite that may be left out; one more stops the run
     # --- watching
     log_every=50,  # steps between lines of log.csv
     verify_every=2_000,  # steps between verifications and checkpoints; the last step always has one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import signal
@@ -48,6 +49,7 @@ def interrupt(monkeypatch, at: int, generation: int = 1) -> None:
         {"schedule": "step", "lr_steps": "3,7,9"},
         {"schedule": "poly", "warmup_steps": 6},
         {"distil": True, "margin_ramp": "2,7"},
+        {"distil": True, "augment": 1.0, "mix": 0.5, "accumulate": 2},
     ],
 )
 def test_a_resumed_run_ends_in_the_same_weights(make, teacher, tmp_path, monkeypatch, keys):
@@ -209,6 +211,27 @@ def test_another_recipe_in_the_same_folder_is_refused(make):
     assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
 
 
+def test_a_key_that_may_change_changes_from_the_saved_state_on(make, monkeypatch):
+    keys = {"steps": 6, "verify_every": 2, "log_every": 1, "schedule": "step", "lr_steps": "100"}
+    interrupt(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(**keys))
+    with pytest.raises(InputError, match="allow it by may_change=lr$"):
+        train(make(**keys, lr=0.001))
+    (folder,) = train(make(**keys, lr=0.001, may_change="lr"))
+    assert [float(row["lr"]) for row in tiny.rows(folder.path / "log.csv")] == [0.02, 0.02] + [0.001] * 4
+    noted = json.loads((folder.path / "recipe.json").read_text())
+    assert noted["lr"] == 0.001 and noted["changed"] == [{"lr": [0.02, 0.001]}]
+    assert train(make(**keys, lr=0.001))[0].result == folder.result
+
+
+@pytest.mark.parametrize("keys", [{"embedding_size": 8}, {"optimizer": "adam"}])
+def test_what_the_weights_are_never_changes(make, keys):
+    train(make())
+    with pytest.raises(InputError, match=r"differ\) - choose another out$"):
+        train(make(**keys, may_change="lr,embedding_size,optimizer"))
+
+
 def test_another_data_set_is_refused_in_the_same_run_folder(make, tmp_path):
     train(make())
     larger = tiny.make_data(tmp_path / "larger", each=tiny.EACH + 1)
@@ -256,6 +279,25 @@ def test_a_signal_saves_the_step_and_the_rerun_ends_as_the_straight_run(make, mo
     assert (tmp_path / "stopped" / "state" / "00000003.json").exists()
     monkeypatch.setattr(fit._Generation, "_train_step", original)
     tiny.equal(tiny.state(straight), tiny.state(train(make(steps=6, out=tmp_path / "stopped"))[0]))
+
+
+def test_sigusr1_saves_and_training_goes_on(make, monkeypatch, tmp_path):
+    saved = []
+    original, save_state = fit._Generation._train_step, RunFolder.save_state
+
+    def step_with_signal(self, means):
+        if self._step == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        original(self, means)
+
+    monkeypatch.setattr(fit._Generation, "_train_step", step_with_signal)
+    monkeypatch.setattr(
+        RunFolder,
+        "save_state",
+        lambda self, state, *rest: saved.append(state["step"]) or save_state(self, state, *rest),
+    )
+    (folder,) = train(make(steps=6))
+    assert saved == [3, 6] and folder.result["step"] == 6
 
 
 def test_ctrl_c_in_the_last_step_ends_the_generation_and_begins_no_other(make, monkeypatch, tmp_path):

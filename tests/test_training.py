@@ -22,6 +22,7 @@ from vargface.training.fit import train
 from vargface.training.report import result_of
 from vargface.training.run_folder import RunFolder
 from vargface.training.schedule import learning_rate_schedule
+from vargface.training.step import Step
 from vargface.training.verifier import find_packs, verify_packs
 
 
@@ -284,13 +285,13 @@ def test_each_generation_has_its_own_verified_checkpoint(make, teacher):
 
 def test_only_the_first_generation_begins_without_the_margin(make, teacher, monkeypatch):
     seen = []
-    whole = mx.mod.Module.forward_backward
+    whole = Step.__call__
 
-    def look(self, batch):
+    def look(self, batch, seed=None):
         seen.append(float(batch.label[-1].asnumpy()[0]))
-        whole(self, batch)
+        return whole(self, batch, seed)
 
-    monkeypatch.setattr(mx.mod.Module, "forward_backward", look)
+    monkeypatch.setattr(Step, "__call__", look)
     train(make(teacher=teacher, generations=2, steps=4, margin_ramp="1,3"))
     assert seen == [0, 0, 0.5, 1] + [1] * 4
 
@@ -380,12 +381,17 @@ def test_init_of_another_network_is_refused(make, tmp_path):
         ({"optimizer": "sdg"}, "optimizer = 'sdg': must be sgd or adam"),
         ({"schedule": "linear"}, "schedule = 'linear': must be one of"),
         ({"distillation": "l2"}, "distillation = 'l2': must be one of angular, shrink, cosine"),
+        ({"may_change": "lr,rl"}, "may_change = ['lr', 'rl']: rl is no key"),
+        ({"accumulate": 3}, "batch_size = 4: must be a multiple of the 1 contexts x accumulate = 3"),
+        ({"skip_steps": -1}, "skip_steps = -1: must be at least 0"),
+        ({"augment": 1.5}, "augment = 1.5: must be at least 0 and at most 1"),
+        ({"mix": -0.5}, "mix = -0.5: must be at least 0"),
         ({"margin_ramp": "5"}, "margin_ramp = [5]: must be two rising step numbers"),
         ({"margin_ramp": "5,1"}, "margin_ramp = [5, 1]: must be two rising step numbers"),
         ({"scale": 0}, "recipe: scale = 0.0: must be greater than 0"),
         ({"m2": 4}, "recipe: m2 = 4.0: an angle in radians"),
         ({"context": "tpu"}, "context 'tpu': give"),
-        ({"context": "cpu(0),cpu(1),cpu(2)"}, "batch_size = 4: must be a multiple of the 3 contexts"),
+        ({"context": "cpu(0),cpu(1),cpu(2)"}, "batch_size = 4: must be a multiple of the 3 contexts x"),
         ({"init": "nowhere/model,1"}, "nowhere/model-symbol.json: no such file"),
         ({"teacher": "nowhere/model,1"}, "nowhere/model-symbol.json: no such file"),
         ({"packs": "nowhere.bin"}, "nowhere.bin: no such verification pack"),

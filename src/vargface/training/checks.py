@@ -12,11 +12,20 @@ from vargface.symbols import angular_distillation
 
 __all__ = ["check_recipe"]
 
-POSITIVE = ("batch_size", "steps", "generations", "log_every", "verify_every", "save_every", "embedding_size")
+POSITIVE = (
+    "batch_size",
+    "steps",
+    "generations",
+    "log_every",
+    "verify_every",
+    "save_every",
+    "embedding_size",
+    "accumulate",
+)
 # key -> the least and the greatest value
 RANGES = {
     **dict.fromkeys(POSITIVE, (1, math.inf)),
-    **dict.fromkeys(("lr", "wd", "alpha", "warmup_steps"), (0, math.inf)),
+    **dict.fromkeys(("lr", "wd", "alpha", "warmup_steps", "skip_steps"), (0, math.inf)),
     # beyond these MXNet fails, or the machine does
     "batch_size": (1, 2**20),
     "embedding_size": (1, 2**16),
@@ -42,6 +51,9 @@ def check_recipe(recipe: EasyDict) -> None:
             raise InputError(f"{key} = {value}: must be at least {least}{most}")
     if not re.fullmatch(r"\w[\w.-]*", recipe.role):
         raise InputError(f"role = {recipe.role!r}: names files, so letters, digits, '_', '-' and '.' only")
+    unknown = [key for key in recipe.may_change if key not in recipe]
+    if unknown:
+        raise InputError(f"may_change = {recipe.may_change}: {unknown[0]} is no key of a recipe")
     if recipe.optimizer not in ("sgd", "adam"):
         raise InputError(f"optimizer = {recipe.optimizer!r}: must be sgd or adam")
     if recipe.distillation not in angular_distillation.FORMS:

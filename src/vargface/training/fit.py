@@ -8,6 +8,7 @@ same teacher; (4) `init` gives the weights; (5) scratch.
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from vargface.errors import InputError
 from vargface.files import locked_folder
 from vargface.inference import FrozenNetwork
 from vargface.runtime import mx
+from vargface.training.diagnosis import diagnose
 from vargface.training.initialise import Start
 from vargface.training.interrupt import interrupt_after_step
 from vargface.training.log import Means
@@ -27,6 +29,7 @@ from vargface.training.objective import MARGIN_WEIGHT
 from vargface.training.plan import Plan, make_plan
 from vargface.training.run_folder import RunFolder
 from vargface.training.schedule import learning_rate_schedule, ramp
+from vargface.training.step import NotFinite, Step
 from vargface.training.teacher import TaughtIterator, Teacher
 from vargface.training.verifier import mean_accuracy, verify_packs
 
@@ -84,7 +87,7 @@ class _Generation:
     def __init__(self, plan: Plan, folder: RunFolder, teacher: Teacher | None, generation: int) -> None:
         self._folder, self._network, self._packs, self._objective = folder, plan.network, plan.packs, plan.objective
         self._recipe = recipe = folder.recipe
-        self._step, self._number, self._verified = 0, 0, 0
+        self._step, self._number, self._verified, self._skipped = 0, 0, 0, 0
         self._best: dict[str, Any] = {"number": 0, "score": -1.0, "packs": {}}
         # the generation before has learnt the margin: the next one has it all along
         self._ramp = recipe.margin_ramp if generation == 1 else [0, 0]
@@ -106,14 +109,17 @@ class _Generation:
         self._module = mx.mod.Module(
             self._objective.symbol, label_names=self._objective.label_names, context=plan.devices, logger=logger
         )
-        self._module.bind(self._faces.provide_data, self._labels)
-        self._device = plan.devices[0]
+        part = recipe.batch_size // recipe.accumulate
+        data, labels = ([_of_size(part, desc) for desc in descs] for descs in (self._faces.provide_data, self._labels))
+        self._module.bind(data, labels, grad_req="write" if recipe.accumulate == 1 else "add")
+        self._take_step = Step(self._module, self._objective.outputs, recipe.accumulate)
+        self._device, self._records = plan.devices[0], plan.records
 
     def fit(self, weights: tuple[Params, Params] | None) -> tuple[Params, Params]:
         """Train to the last step, from a saved state if there is one, and return the last weights with fc7."""
         recipe = self._recipe
         self._start(weights)
-        means = Means(self._objective.outputs, recipe.batch_size)
+        means = Means(self._objective.outputs, recipe.batch_size // recipe.accumulate)
         name = str(self._folder.path)
         with interrupt_after_step() as stop, tqdm(
             total=recipe.steps, initial=self._step, unit="step", disable=None, desc=name
@@ -129,8 +135,11 @@ class _Generation:
                 with means.clock_stopped():
                     if self._is_due_for_verification():
                         self._verify_and_save()
-                    elif stop.asked or self._step % recipe.save_every == 0:
+                    elif stop.asked or stop.save or self._step % recipe.save_every == 0:
                         self._save_state(self._params())
+                    if stop.save:
+                        stop.save = False
+                        logger.info("%s: saved at step %d", name, self._step)
                 if stop.asked and not last:
                     raise stop.asked
         self._faces.close()
@@ -171,7 +180,10 @@ class _Generation:
         kvstore = "device" if self._device.device_type == "gpu" else "local"
         # an object, as InsightFace gives it: from a name, Module would exempt biases and betas from weight decay
         optimizer = mx.optimizer.create(recipe.optimizer, **options)
-        self._module.init_optimizer(kvstore=kvstore, optimizer=optimizer)
+        with warnings.catch_warnings():
+            # that rescale_grad is not one over what is bound: with `accumulate` that is a part of the batch
+            warnings.filterwarnings("ignore", message="Optimizer created manually")
+            self._module.init_optimizer(kvstore=kvstore, optimizer=optimizer)
         if state is not None:
             self._resume(state[0], state[2])
         # a run that was killed had logged more than it had saved; what follows is logged again
@@ -180,6 +192,7 @@ class _Generation:
 
     def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
         self._step, self._number, self._verified = place["step"], place["number"], place["verified"]
+        self._skipped = place.get("skipped", 0)  # younger than the other three
         if self._folder.has(place["best"]["number"]):  # else: behind a damaged state, whose best took its place
             self._best = place["best"]
         self._updater.set_states(optimizer)
@@ -188,6 +201,17 @@ class _Generation:
         logger.info("%s: resumed at step %d", self._folder.path, self._step)
 
     def _train_step(self, means: Means) -> None:
+        batch = self._next_batch()
+        # what dropout draws follows from the step, so that a resumed run draws the same
+        seed = self._recipe.seed * 1_000_003 + self._step * self._recipe.accumulate if self._drops else None
+        try:
+            for outputs in self._take_step(batch, seed):
+                means.add(outputs)
+        except NotFinite as fault:
+            self._leave_out(fault)
+        self._step += 1
+
+    def _next_batch(self) -> mx.io.DataBatch:
         try:
             batch = self._faces.next()
         except StopIteration:
@@ -197,24 +221,35 @@ class _Generation:
             weight = ramp(self._step, *self._ramp)
             batch.label = [*batch.label, mx.nd.full((self._recipe.batch_size,), weight)]
             batch.provide_label = self._labels
-        if self._drops:
-            # what dropout draws follows from the step, so that a resumed run draws the same
-            mx.random.seed((self._recipe.seed * 1_000_003 + self._step) % 2**31)
-        self._module.forward_backward(batch)
-        self._module.update()
-        means.add(self._module.get_outputs())
-        self._step += 1
+        return batch
+
+    def _leave_out(self, fault: NotFinite) -> None:
+        """Count a step that is not gone; raises InputError with the diagnosis when there were too many of them."""
+        self._skipped += 1
+        step, outputs = self._step + 1, self._objective.outputs
+        found = diagnose(fault, self._module, outputs, self._recipe, self._records, step, self._lr)
+        path = self._folder.write_diagnosis(found)
+        what = (
+            f"{self._folder.path}: step {step}: {fault} ({found['likely'][0] if found['likely'] else 'no cause seen'})"
+        )
+        if self._skipped > self._recipe.skip_steps:
+            raise InputError(
+                f"{what}: diverged - lower lr, or a longer warmup_steps; {path} says more, the same command goes on "
+                "from the last saved state"
+            )
+        logger.warning("%s: left out, the %d. of at most %d", what, self._skipped, self._recipe.skip_steps)
+
+    @property
+    def _lr(self) -> float:
+        return self._module._optimizer.learning_rate
 
     def _log(self, means: Means, bar: tqdm) -> None:
         row = self._objective.of_labelled(means.take())
+        if self._recipe.skip_steps:
+            row["steps_left_out"] = self._skipped
         shown = {"loss": row["margin_loss"] + row.get("distillation_loss", 0.0), "img/s": row["images_per_second"]}
         bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
-        if not np.isfinite(list(row.values())).all():
-            raise InputError(
-                f"{self._folder.path}: diverged before step {self._step}, a loss is not finite - lower lr, or a longer "
-                "warmup_steps; the same command goes on from the last finite state"
-            )
-        place = {"step": self._step, "epoch": self._faces.epoch, "lr": self._module._optimizer.learning_rate}
+        place = {"step": self._step, "epoch": self._faces.epoch, "lr": self._lr}
         self._folder.log.write({**place, **row})
 
     def _verify_and_save(self) -> None:
@@ -245,4 +280,15 @@ class _Generation:
 
     def _place(self) -> dict[str, Any]:
         """Return what a state says beside its arrays; `_resume` takes it back."""
-        return {"step": self._step, "number": self._number, "best": self._best, "verified": self._verified}
+        return {
+            "step": self._step,
+            "number": self._number,
+            "best": self._best,
+            "verified": self._verified,
+            "skipped": self._skipped,
+        }
+
+
+def _of_size(batch_size: int, desc: mx.io.DataDesc) -> mx.io.DataDesc:
+    """Return `desc` with the first dimension `batch_size`."""
+    return mx.io.DataDesc(desc.name, (batch_size, *desc.shape[1:]))

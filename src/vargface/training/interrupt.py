@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: a command cleans up after either; training finishes its step and saves the state before."""
+"""Ctrl-C and SIGTERM: a command cleans up after either; training finishes its step and saves the state before.
+
+SIGUSR1 has training save its state and go on.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +60,11 @@ def terminated_by_sigterm() -> Iterator[None]:
 def interrupt_after_step() -> Iterator[SimpleNamespace]:
     """Yield an object whose `asked`, None, turns at the first signal into the exception to raise after saving.
 
-    A Ctrl-C after it raises at once; a SIGTERM after it does not, for some senders repeat it. Outside the main thread,
-    which alone gets signals, `asked` stays None.
+    Its `save`, False, turns True at each SIGUSR1; who has saved sets it back. A Ctrl-C after the first signal raises at
+    once; a SIGTERM does not, for some senders repeat it. Outside the main thread, which alone gets signals, nothing is
+    ever asked.
     """
-    stop = SimpleNamespace(asked=None)
+    stop = SimpleNamespace(asked=None, save=False)
 
     def ask(number: int, _frame: object) -> None:
         if stop.asked is None:
@@ -69,5 +73,8 @@ def interrupt_after_step() -> Iterator[SimpleNamespace]:
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    with _handled(ask, *REASONS):
+    def save(_number: int, _frame: object) -> None:
+        stop.save = True
+
+    with _handled(ask, *REASONS), _handled(save, signal.SIGUSR1):
         yield stop

@@ -62,7 +62,7 @@ def _step(line: bytes) -> float:
 
 
 class Means:
-    """Means of a step's outputs over the steps since the last look; reading them is the only wait for the device."""
+    """Means of the outputs of steps since the last look."""
 
     def __init__(self, names: Sequence[str], batch_size: int) -> None:
         self._names, self._batch_size = list(names), batch_size
@@ -70,18 +70,15 @@ class Means:
         self._since = time.perf_counter()
 
     def add(self, outputs: Sequence[mx.nd.NDArray]) -> None:
-        """Take the outputs (N,) of one step, in the order of the names."""
-        # a copy, not the value: the executor writes the next step's output into the same array
-        self._kept.append([output.copy() for output in outputs])
-        if len(self._kept) > 1:
-            # one step may be queued behind the one that runs; more would pile up batches, and Ctrl-C would wait for all
-            self._kept[-2][0].wait_to_read()
+        """Take the outputs (N,) of one step or part of it, in the order of the names; they must stay as they are."""
+        self._kept.append(list(outputs))
 
     def take(self) -> dict[str, float]:
-        """Return name -> mean over samples and steps, with `images_per_second`, and start anew."""
-        columns = zip(*self._kept)
+        """Return name -> mean over samples and steps (nan of none), with `images_per_second`, and start anew."""
+        columns = zip(*self._kept) if self._kept else [()] * len(self._names)
         means = {
-            name: float(np.mean([a.asnumpy().mean() for a in arrays])) for name, arrays in zip(self._names, columns)
+            name: float(np.mean([a.asnumpy().mean() for a in arrays])) if arrays else math.nan
+            for name, arrays in zip(self._names, columns)
         }
         now = time.perf_counter()
         means["images_per_second"] = len(self._kept) * self._batch_size / max(now - self._since, 1e-9)

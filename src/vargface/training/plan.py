@@ -103,8 +103,11 @@ def _objective(network: mx.sym.Symbol, recipe: EasyDict, num_classes: int) -> Ob
 
 def _devices(recipe: EasyDict) -> list[mx.Context]:
     devices = contexts(recipe.context)
-    if recipe.batch_size % len(devices):
-        raise InputError(f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts")
+    if recipe.batch_size % (len(devices) * recipe.accumulate):
+        raise InputError(
+            f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts x accumulate = "
+            f"{recipe.accumulate}"
+        )
     return devices
 
 

@@ -21,10 +21,12 @@ __all__ = ["RunFolder"]
 
 # keys that say where things are and how often to look, not what is trained: they may differ when a run goes on.
 # That data, teacher and weights to start from are the same ones is told by what is in them (`trained_on`).
-WHERE = {"out", "data", "teacher", "init", "packs", "context", "log_every", "verify_every", "save_every"}
+WHERE = {"out", "data", "teacher", "init", "packs", "context", "log_every", "verify_every", "save_every", "may_change"}
+# keys that decide which arrays there are and what they are called: these never change within a run
+SHAPES = {"network", "variant", "multiplier", "num_layers", "output", "embedding_size", "optimizer", "role"}
 
 # in recipe.json beside the recipe's keys
-TRAINED_ON = "trained_on"
+TRAINED_ON, CHANGED = "trained_on", "changed"
 
 # a state's files beside its .json, which has their SHA-256 under this key
 STATE_PARTS = (".params", ".optimizer")
@@ -55,22 +57,43 @@ class RunFolder:
         self._sums: dict[str, str] = {}
         known = self._read("recipe.json")
         if known is None:
-            with whole_file(self.path / "recipe.json", "w") as file:
-                json.dump({**recipe, TRAINED_ON: dict(trained_on or {})}, file, indent=1)
+            self._write_recipe(trained_on, [])
         else:
-            # a key that is younger than the run had what is its default now
-            known = {**base.recipe, **known}
-            differing = sorted(key for key in recipe if key not in WHERE and known.get(key) != recipe[key])
-            recorded = known.get(TRAINED_ON)
-            for key, found in (trained_on or {}).items():
-                # a run from before this was recorded is not asked
-                then = recorded.get(key, found) if isinstance(recorded, dict) else found
-                if then != found:
-                    differing.append(f"{key}: {then or 'none'} then, {found or 'none'} now")
-            if differing:
-                raise InputError(
-                    f"{self.path}: holds a run of another recipe ({', '.join(differing)} differ) - choose another out"
-                )
+            self._go_on_from(known, trained_on or {})
+
+    def _go_on_from(self, known: dict[str, Any], trained_on: Mapping[str, str]) -> None:
+        """Raise InputError where the run is another one than that of recipe.json, `known`; note what may change."""
+        recipe = self.recipe
+        # a key that is younger than the run had what is its default now
+        known = {**base.recipe, **known}
+        changed = {key: known.get(key) for key in recipe if key not in WHERE and known.get(key) != recipe[key]}
+        differing = sorted(key for key in changed if key in SHAPES or key not in recipe.may_change)
+        allowed = sorted(set(changed) - set(differing))
+        recorded = known.get(TRAINED_ON)
+        others = []
+        for key, found in trained_on.items():
+            # a run from before this was recorded is not asked
+            then = recorded.get(key, found) if isinstance(recorded, dict) else found
+            if then != found:
+                others.append(f"{key}: {then or 'none'} then, {found or 'none'} now")
+        if differing or others:
+            may = [key for key in differing if key not in SHAPES]
+            hint = f", or allow it by may_change={','.join(may)}" if may and may == differing and not others else ""
+            raise InputError(
+                f"{self.path}: holds a run of another recipe ({', '.join([*differing, *others])} differ) - choose "
+                f"another out{hint}"
+            )
+        if allowed and self.result is None:
+            for key in allowed:
+                logger.warning("%s: %s was %s, is %s from here on", self.path, key, changed[key], recipe[key])
+            self._write_recipe(
+                recorded, [*known.get(CHANGED, []), {key: [changed[key], recipe[key]] for key in allowed}]
+            )
+
+    def _write_recipe(self, trained_on: Mapping[str, str] | None, changed: list[dict[str, Any]]) -> None:
+        noted = {CHANGED: changed} if changed else {}
+        with whole_file(self.path / "recipe.json", "w") as file:
+            json.dump({**self.recipe, TRAINED_ON: dict(trained_on or {}), **noted}, file, indent=1)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -104,6 +127,13 @@ class RunFolder:
         """Write result.json: the run is over. `best` has the number of the best checkpoint and its figures by pack."""
         with whole_file(self.path / "result.json", "w") as file:
             json.dump({"best": best["number"], "last": last, "step": step, "packs": best["packs"]}, file, indent=1)
+
+    def write_diagnosis(self, found: Mapping[str, Any]) -> Path:
+        """Write `found` of a step that is not finite as diverged.json, the one before it gone, and return its path."""
+        path = self.path / "diverged.json"
+        with whole_file(path, "w") as file:
+            json.dump(found, file, indent=1)
+        return path
 
     def save_state(self, state: dict[str, Any], params: tuple[Params, Params], optimizer: bytes) -> None:
         """Write what training goes on from; the state before it is kept until this one is whole."""

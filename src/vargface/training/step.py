@@ -1,0 +1,93 @@
+"""One training step: forward and backward over the parts of a batch, looked at before the weights change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vargface.runtime import mx
+
+__all__ = ["NotFinite", "Step"]
+
+# multi_all_finite takes no more arrays than this, and says so by a crash
+_AT_ONCE = 200
+
+
+class NotFinite(Exception):
+    """A loss or a gradient of a step is not finite; the weights are as they were before it.
+
+    where: "loss" or "gradient". part: the part of the batch that it was met in. names: for a loss the outputs of the
+    symbol, for a gradient the parameters, in the order of the graph.
+    """
+
+    def __init__(self, where: str, part: mx.io.DataBatch, names: Sequence[str]) -> None:
+        super().__init__(f"{where} not finite: {', '.join(names)}")
+        self.where, self.part, self.names = where, part, list(names)
+
+
+class Step:
+    """Steps of a Module that is bound for a part of the batch: `parts` of them make the gradient of the whole.
+
+    The gradient is that of the sum over the whole batch however many parts it has (batch norm aside: it sees a part at
+    a time). Batch norm's moving statistics are written by backward, which a loss that is not finite never gets to.
+    """
+
+    def __init__(self, module: mx.mod.Module, outputs: Sequence[str], parts: int) -> None:
+        """Take a bound module (`grad_req` "add" for more than one part) and the names of its outputs."""
+        self._module, self._outputs, self._parts = module, list(outputs), parts
+
+    def __call__(self, batch: mx.io.DataBatch, seed: int | None = None) -> list[list[mx.nd.NDArray]]:
+        """Go a step along `batch` and return the outputs of each part; `seed`, for what dropout draws.
+
+        Raises NotFinite, the weights, the optimiser and batch norm's moving statistics of a bad loss left alone.
+        """
+        found = []
+        try:
+            for number, part in enumerate(self._split(batch)):
+                if seed is not None:
+                    mx.random.seed((seed + number) % 2**31)
+                self._module.forward(part, is_train=True)
+                outputs = self._module.get_outputs()
+                if not _all_finite(outputs):
+                    bad = [name for name, output in zip(self._outputs, outputs) if not _all_finite([output])]
+                    raise NotFinite("loss", part, bad)
+                # a copy, not the value: the executor writes the next part's output into the same array
+                found.append([output.copy() for output in outputs])
+                self._module.backward()
+                self._check_gradients(part)
+            self._module.update()
+        finally:
+            if self._parts > 1:
+                for arrays in self._module._exec_group.grad_arrays:
+                    for array in arrays:
+                        array[:] = 0
+        return found
+
+    def _split(self, batch: mx.io.DataBatch) -> list[mx.io.DataBatch]:
+        if self._parts == 1:
+            return [batch]
+        size = batch.data[0].shape[0] // self._parts
+        rows = [slice(start, start + size) for start in range(0, size * self._parts, size)]
+        return [
+            mx.io.DataBatch(
+                [array[at] for array in batch.data], [array[at] for array in batch.label], index=batch.index[at]
+            )
+            for at in rows
+        ]
+
+    def _check_gradients(self, part: mx.io.DataBatch) -> None:
+        group = self._module._exec_group
+        # an entry a parameter, an array a context
+        if all(_all_finite(arrays) for arrays in zip(*group.grad_arrays)):
+            return
+        names = [name for name, arrays in zip(group.param_names, group.grad_arrays) if not all(map(_finite, arrays))]
+        raise NotFinite("gradient", part, names)
+
+
+def _finite(array: mx.nd.NDArray) -> bool:
+    return _all_finite([array])
+
+
+def _all_finite(arrays: Sequence[mx.nd.NDArray]) -> bool:
+    """Return whether these arrays of one device are finite; waits for them."""
+    parts = [arrays[start : start + _AT_ONCE] for start in range(0, len(arrays), _AT_ONCE)]
+    return all(mx.nd.multi_all_finite(*part, num_arrays=len(part)).asscalar() for part in parts)
