@@ -29,6 +29,7 @@ from vargface.training.objective import MARGIN_WEIGHT
 from vargface.training.plan import Plan, make_plan
 from vargface.training.run_folder import RunFolder
 from vargface.training.schedule import learning_rate_schedule, ramp
+from vargface.training.space import check_space
 from vargface.training.step import NotFinite, Step
 from vargface.training.teacher import TaughtIterator, Teacher
 from vargface.training.verifier import mean_accuracy, verify_packs
@@ -49,6 +50,7 @@ def train(recipe: EasyDict) -> list[RunFolder]:
     if not recipe.out:
         raise InputError("out is not given - add out=FOLDER")
     plan = make_plan(recipe)
+    check_space(plan)
     teacher = None
     if plan.teacher is not None:
         network = FrozenNetwork(plan.teacher, min(VERIFY_BATCH, recipe.batch_size), plan.devices[0])
