@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
     "opencv-python-headless>=4.5,<5",
     "scikit-learn>=1.0",
     "matplotlib>=3.5",
+    "tensorboardX>=2.6",
     "easydict>=1.9",
     "tqdm>=4.60",
 ]

@@ -7,11 +7,13 @@ import json
 import os
 import pickle
 import signal
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from tensorboardX.proto.event_pb2 import Event
 
 from vargface.checkpoint import load_checkpoint
 from vargface.errors import InputError
@@ -68,6 +70,39 @@ def test_a_resumed_run_ends_in_the_same_weights(make, teacher, tmp_path, monkeyp
         np.testing.assert_array_equal(one, other)
     assert resumed.result == straight.result
     assert logged(resumed) == logged(straight)
+
+
+def test_tensorboard_has_what_the_logs_have_also_after_a_kill(make, monkeypatch):
+    """By TensorBoard's own rule: where a file begins with a restart at a step, later steps of those before it go."""
+    keys = {"steps": 6, "verify_every": 2, "log_every": 1}
+    interrupt(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(**keys))
+    (folder,) = train(make(**keys))
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted((folder.path / "tensorboard").iterdir()):
+        for event in events(file):
+            if event.HasField("session_log") and event.session_log.status == event.session_log.START:
+                found = {tag: {s: v for s, v in row.items() if s < event.step} for tag, row in found.items()}
+            for value in event.summary.value:
+                assert event.step not in found.setdefault(value.tag, {}), "twice"
+                found[value.tag][event.step] = value.simple_value
+    for tag, path, column in [
+        ("train/margin_loss", folder.log._path, "margin_loss"),
+        ("accuracy/pairs", folder.verifications._path, "accuracy"),
+    ]:
+        due = {int(row["step"]): float(row[column]) for row in tiny.rows(path)}
+        assert found[tag].keys() == due.keys()
+        np.testing.assert_allclose(list(found[tag].values()), list(due.values()), rtol=1e-4)
+
+
+def events(file: Path):
+    """The events of a TensorBoard file: records of length, its checksum, the event, its checksum."""
+    content, at = file.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield Event.FromString(content[at + 12 : at + 12 + length])
+        at += 16 + length
 
 
 def logged(folder: RunFolder) -> list[list[dict[str, str]]]:

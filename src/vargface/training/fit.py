@@ -7,6 +7,7 @@ same teacher; (4) `init` gives the weights; (5) scratch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from typing import Any
@@ -123,7 +124,7 @@ class _Generation:
         self._start(weights)
         means = Means(self._objective.outputs, recipe.batch_size // recipe.accumulate)
         name = str(self._folder.path)
-        with interrupt_after_step() as stop, tqdm(
+        with interrupt_after_step() as stop, contextlib.closing(self._folder.board), tqdm(
             total=recipe.steps, initial=self._step, unit="step", disable=None, desc=name
         ) as bar:
             if self._step > self._verified and self._is_due_for_verification():
@@ -191,6 +192,7 @@ class _Generation:
         # a run that was killed had logged more than it had saved; what follows is logged again
         self._folder.log.drop_after(self._step)
         self._folder.verifications.drop_after(self._verified)
+        self._folder.board.drop_after(self._step)
 
     def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
         self._step, self._number, self._verified = place["step"], place["number"], place["verified"]
@@ -253,6 +255,7 @@ class _Generation:
         bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
         place = {"step": self._step, "epoch": self._faces.epoch, "lr": self._lr}
         self._folder.log.write({**place, **row})
+        self._folder.board.write(self._step, {f"train/{name}": value for name, value in {**place, **row}.items()})
 
     def _verify_and_save(self) -> None:
         args, auxs = params = self._params()
@@ -264,6 +267,7 @@ class _Generation:
         for name, result in results.items():
             figures = {key: getattr(result, key) for key in ("accuracy", "accuracy_std", "tar", "far", "xnorm")}
             self._folder.verifications.write({"step": self._step, "number": self._number, "pack": name, **figures})
+            self._folder.board.write(self._step, {f"{key}/{name}": value for key, value in figures.items()})
         score = mean_accuracy(results)
         if score >= self._best["score"]:
             packs = {name: result.as_dict() for name, result in results.items()}

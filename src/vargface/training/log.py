@@ -1,4 +1,4 @@
-"""What a run leaves to read: running means of its outputs, and CSV files that a killed run leaves whole to the line."""
+"""What a run leaves to read: running means of its outputs, as CSV that a kill leaves whole to the line, TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from tensorboardX import SummaryWriter
 
 from vargface.errors import InputError
 from vargface.files import whole_file
 from vargface.runtime import mx
 
-__all__ = ["CsvLog", "Means"]
+__all__ = ["Board", "CsvLog", "Means"]
 
 
 class CsvLog:
@@ -59,6 +60,36 @@ def _step(line: bytes) -> float:
     """Return the number that a line of a log begins with, infinity where it begins with none."""
     number = line.partition(b",")[0]
     return int(number) if number.isdigit() else math.inf
+
+
+class Board:
+    """Scalars for TensorBoard in `folder`: `tensorboard --logdir` on it, or on a folder above for several runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._after = folder, -1
+        self._writer: SummaryWriter | None = None
+
+    def drop_after(self, step: int) -> None:
+        """Have TensorBoard forget what was written of steps after `step`; before the first `write`."""
+        self._after = step
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write name -> value at `step`. Raises InputError where there is no space or no permission."""
+        try:
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._folder), purge_step=self._after + 1)
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        except OSError as error:
+            raise InputError(
+                f"{self._folder}: cannot write ({error.strerror}) - free space or choose another out"
+            ) from error
+
+    def close(self) -> None:
+        """Write out what is still held back."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 class Means:

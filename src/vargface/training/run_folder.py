@@ -15,7 +15,7 @@ from vargface.errors import InputError
 from vargface.files import make_folder, sha256, whole_file
 from vargface.recipes import base
 from vargface.runtime import mx
-from vargface.training.log import CsvLog
+from vargface.training.log import Board, CsvLog
 
 __all__ = ["RunFolder"]
 
@@ -40,8 +40,9 @@ logger = logging.getLogger(__name__)
 class RunFolder:
     """One generation's folder.
 
-    recipe.json, log.csv, verification.csv, ROLE-symbol.json, ROLE-%04d.params (numbered by verification; the best and
-    the last are kept), result.json (which is which, and the figures of the best) once it is finished, state/.
+    recipe.json, log.csv, verification.csv, tensorboard/, ROLE-symbol.json, ROLE-%04d.params (numbered by verification;
+    the best and the last are kept), result.json (which is which, and the figures of the best) once it is finished,
+    state/, diverged.json after a step that was not finite.
     """
 
     def __init__(self, path: str | Path, recipe: EasyDict, trained_on: Mapping[str, str] | None = None) -> None:
@@ -53,6 +54,7 @@ class RunFolder:
         self.path = make_folder(path)
         self.recipe = recipe
         self.log, self.verifications = CsvLog(self.path / "log.csv"), CsvLog(self.path / "verification.csv")
+        self.board = Board(self.path / "tensorboard")
         self._prefix = self.path / recipe.role
         self._sums: dict[str, str] = {}
         known = self._read("recipe.json")
