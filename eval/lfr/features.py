@@ -74,7 +74,9 @@ def read_labels(path: str | Path) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror or error}) - give a label a line") from error
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{path}: holds something that is no integer - give a label a line, -1 a distractor") from error
+        raise InputError(
+            f"{path}: holds something that is no integer - give a label a line, -1 for a distractor"
+        ) from error
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < DISTRACTOR):
         raise InputError(f"{path}: labels are integers from -1 (distractor) on, one a row - write it anew")
     return labels.astype(np.int64)

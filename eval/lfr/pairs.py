@@ -51,7 +51,7 @@ def score_error(dimensions: int, greatest_norm: float = 1.0) -> float:
 
 
 def exact_scores(test_set: TestSet, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Return the scores (n,) float64 of the pairs of rows i, j (n,): products exact, summed in numpy's pairwise order."""
+    """Return the scores (n,) float64 of the pairs of rows i, j: exact products, summed in numpy's pairwise order."""
     scores = np.empty(len(i))
     features, order = test_set.features, test_set.order
     for start in range(0, len(i), CHUNK_PAIRS):
@@ -99,7 +99,7 @@ class Top:
             if self._size > self.limit:
                 raise InputError(
                     f"more than {self.limit:,} pairs of different people score {float(self.level):.6f} alike, to "
-                    "float32 rounding - many rows are (nearly) equal: is the checkpoint trained, are the images its own?"
+                    "float32 rounding - many rows are (nearly) equal: is the checkpoint trained?"
                 )
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

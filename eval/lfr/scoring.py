@@ -200,12 +200,18 @@ def _sampled(test_set: TestSet, seed: int) -> Iterator[np.ndarray]:
 
 
 def make_plan(
-    features: str, labels: str, *, fprs: Sequence[str] = CURVE, headline: str = HEADLINE, kept: int = KEPT, seed: int = 0
+    features: str,
+    labels: str,
+    *,
+    fprs: Sequence[str] = CURVE,
+    headline: str = HEADLINE,
+    kept: int = KEPT,
+    seed: int = 0,
 ) -> Plan:
     """Return the plan to score feature file `features` with `labels` at `headline` and at `fprs`.
 
-    A FPR is a string such as "1e-8" or "0.001", above 0 and below 1; those of `fprs` that admit no pair are left out. kept: how many
-    negative pairs are kept for exact thresholds. Raises InputError where there is no pair of one person, where the
+    A FPR is a string such as "1e-8" or "0.001", above 0 and below 1; those of `fprs` that admit no pair are left out.
+    kept: how many negative pairs are kept for exact thresholds. Raises InputError where there is no pair of one person, where the
     headline admits no negative pair, and as `open_test_set` and `TestSet.check` do.
     """
     for fpr in (headline, *fprs):
@@ -296,9 +302,7 @@ def run(
     def tasks() -> Iterator[Task]:
         for unit in todo:
             level = float(part.top.level)
-            yield Task(
-                plan.features, plan.labels, *bounds[unit], plan.windows, plan.keep, level, plan.slack, TOO_MANY
-            )
+            yield Task(plan.features, plan.labels, *bounds[unit], plan.windows, plan.keep, level, plan.slack, TOO_MANY)
 
     for unit, found in zip(todo, mapped(scan, tasks())):
         part.add(found)
@@ -313,14 +317,16 @@ def merge(parts: Sequence[Part]) -> Part:
     whole = Part.empty(first.plan)
     for part in parts:
         if not part.plan.agrees(first.plan):
-            raise InputError(f"part {part.index}/{part.parts} is of another scan - score its files again, as the others")
+            raise InputError(
+                f"part {part.index}/{part.parts} is of another scan - run its command anew, as the others"
+            )
         if (whole.done & part.done).any():
             raise InputError(f"part {part.index}/{part.parts} is there twice, or parts overlap - give each part once")
         missing = part.mine[~part.done[part.mine]]
         if len(missing):
             raise InputError(
-                f"part {part.index}/{part.parts} has {len(missing)} of its {len(part.mine)} units still to do - run its "
-                "command again, it goes on"
+                f"part {part.index}/{part.parts} has {len(missing)} of its {len(part.mine)} units still to do - run "
+                "its command again, it goes on"
             )
         whole.done |= part.done
         whole.seconds += part.seconds
@@ -383,8 +389,9 @@ def _kept_threshold(part: Part, test_set: TestSet, admitted: int) -> tuple[float
     scores, i, j = part.top.pairs()
     if len(scores) <= admitted:
         raise _misjudged()
+    scores = scores.astype(np.float64)  # compared in float32, `middle` and the margin would be rounded
     place = len(scores) - 1 - admitted
-    middle = np.float64(np.partition(scores, place)[place])
+    middle = np.partition(scores, place)[place]
     surely = scores > middle + part.plan.slack
     open_ = np.flatnonzero(~surely & (scores >= middle - part.plan.slack))
     exact = np.sort(exact_scores(test_set, i[open_], j[open_]))[::-1]
@@ -417,12 +424,13 @@ def _lowest(scores: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarra
 def _positives_above(
     test_set: TestSet, thresholds: np.ndarray, error: float
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return how many positives score above each of `thresholds`, in float64, their histogram and the lowest of them."""
+    """Return how many positives score above each of `thresholds` in float64, their histogram, the lowest of them."""
     hits, histogram = np.zeros(len(thresholds), np.int64), np.zeros(len(HISTOGRAM) - 1, np.int64)
     lowest = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
     for scores, i, j in positive_scores(test_set):
         histogram += np.histogram(np.clip(scores, -1, 1), HISTOGRAM)[0]
         lowest = _lowest(*(np.concatenate(columns) for columns in zip(lowest, (scores, i, j))))
+        scores = scores.astype(np.float64)  # compared in float32, the margin would be rounded
         for number, threshold in enumerate(thresholds):
             hits[number] += np.count_nonzero(scores > threshold + error)
             near = np.flatnonzero((scores <= threshold + error) & (scores >= threshold - error))
@@ -450,7 +458,6 @@ def finish(part: Part) -> Score:
             high = low
         drafts.append((fpr, admitted, high, accepted, number >= len(plan.windows)))
         thresholds += [high, low]
-    # float32 comparisons against them must not round: the margin of `error` is for the scores alone
     hits, histogram, lowest = _positives_above(test_set, np.array(thresholds, np.float64), error)
     shares = (hits / test_set.positives).reshape(-1, 2)
     curve = [

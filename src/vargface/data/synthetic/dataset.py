@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
-import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -27,6 +22,7 @@ from vargface.data.synthetic.view import View
 from vargface.errors import InputError
 from vargface.files import make_folder
 from vargface.runtime import cores
+from vargface.workers import in_order
 
 __all__ = ["PACKS", "contact_sheet", "make_dataset", "person", "picture", "progress_bar"]
 
@@ -57,68 +53,16 @@ def _pictures(seed: int, wanted: list[tuple[int, int, str]]) -> list[bytes]:
     return [picture(seed, *one) for one in wanted]
 
 
-def _start_worker() -> None:
+def _one_thread() -> None:
     cv2.setNumThreads(1)
-    # a parent that is killed cannot end its workers, which would wait for work for ever
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started in this block never hear Ctrl-C, which a terminal sends to all; this one does when it ends.
-
-    Children that are told to ignore it would die of it, and complain, in the half second before they are. SIGTERM,
-    which ends them without a word, waits here too: a child whose parent leaves off starting it complains as well.
-    """
-    heard: list[int] = []
-    in_main = threading.current_thread() is threading.main_thread()  # which alone hears them
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
-    handlers = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in numbers}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # children have it from their parent
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if heard:  # also where a child that the same signal ended has broken the pool
-            signal.raise_signal(heard[0])
-
-
-def _drawn_ahead(pool: ProcessPoolExecutor, seed: int, batches: list[list], ahead: int) -> Iterator[list[bytes]]:
-    """Yield the pictures of each batch, in order, while `pool` draws the next few.
-
-    Never more than a few, so that none is to be cancelled after an exception: a pool whose workers end just then (a
-    signal to all) complains of what it finds cancelled.
-    """
-    futures: collections.deque = collections.deque()
-    for batch in batches:
-        with _deaf_children():
-            futures.append(pool.submit(_pictures, seed, batch))
-        if len(futures) == ahead:
-            yield futures.popleft().result()
-    while futures:
-        yield futures.popleft().result()
 
 
 def _in_order(
     seed: int, batches: list[list], workers: int, report: Callable[[int], None] | None
 ) -> Iterator[tuple[list, list[bytes]]]:
     """Yield each batch of (identity, image, kind) with its pictures, in order, drawn by `workers` processes."""
-    with contextlib.ExitStack() as stack:
-        if workers > 1:
-            # Spawned, not forked: the caller may hold threads (MXNet's) that do not survive a fork.
-            pool = stack.enter_context(
-                ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-            )
-            drawn: Iterable = _drawn_ahead(pool, seed, batches, 2 * workers)
-        else:
-            drawn = (_pictures(seed, batch) for batch in batches)
+    drawn = in_order(functools.partial(_pictures, seed), batches, workers, start=_one_thread)
+    with contextlib.closing(drawn):
         for batch, images in zip(batches, drawn):
             if report:
                 report(len(images))

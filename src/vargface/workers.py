@@ -1,0 +1,88 @@
+"""A function on each of many tasks in several processes: results in order, and a quiet end whatever ends them."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+__all__ = ["in_order"]
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def in_order(
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    workers: int,
+    *,
+    start: Callable[[], Any] | None = None,
+) -> Iterator[Result]:
+    """Yield `function(task)` of each of `tasks`, in order, from `workers` processes, or from this one if 1.
+
+    Tasks are drawn as they are needed, a few ahead of the results. start: called first in each process. When the
+    iterator is closed before its end, or this process gets an exception, the workers end where they are.
+    """
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    others = set(multiprocessing.active_children())
+    # Spawned, not forked: the caller may hold threads (MXNet's) that do not survive a fork.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (start,))
+    futures: collections.deque = collections.deque()
+    try:
+        for task in tasks:
+            with _deaf_children():
+                futures.append(pool.submit(function, task))
+            if len(futures) > workers:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    except BaseException:
+        # not cancelled: a pool complains of what it finds cancelled when its workers end just then
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _start_worker(start: Callable[[], Any] | None) -> None:
+    # a parent that is killed cannot end its workers, which would wait for work for ever
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if start is not None:
+        start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in this block never hear Ctrl-C, which a terminal sends to all; this one does when it ends.
+
+    Children that are told to ignore it would die of it, and complain, in the half second before they are. SIGTERM,
+    which ends them without a word, waits here too: a child whose parent leaves off starting it complains as well.
+    """
+    heard: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()  # which alone hears them
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    handlers = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # children have it from their parent
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if heard:  # also where a child that the same signal ended has broken the pool
+            signal.raise_signal(heard[0])
