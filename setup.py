@@ -4,11 +4,13 @@ from setuptools import setup
 
 PACKAGE_DIR = {
     "vargface": "src/vargface",
+    "vargface.commands": "src/vargface/commands",
     "vargface.data": "src/vargface/data",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
     "vargface.training": "src/vargface/training",
     "vargface.symbols": "symbols",
     "vargface.eval": "eval",
+    "vargface.eval.lfr": "eval/lfr",
     "vargface.recipes": "recipes",
 }
 

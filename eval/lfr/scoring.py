@@ -67,6 +67,9 @@ class Plan:
     rows: int
     dimensions: int
     negatives: int
+    zeros: int  # rows of zeros
+    headline: str  # one of `fprs`
+    seed: int
     fprs: tuple[str, ...]  # ascending; those that admit a pair at least
     keep: int  # of the highest negatives, 0 for none
     level: float
@@ -87,7 +90,8 @@ class Plan:
     def agrees(self, other: Plan) -> bool:
         """Return whether parts of both plans can be merged."""
         mine, theirs = (
-            (p.fingerprint, p.rows, p.fprs, p.keep, p.level, p.windows, round(p.slack, 7)) for p in (self, other)
+            (p.fingerprint, p.rows, p.headline, p.fprs, p.keep, p.level, p.windows, round(p.slack, 7))
+            for p in (self, other)
         )
         return mine == theirs
 
@@ -217,7 +221,7 @@ def make_plan(
     for fpr in (headline, *fprs):
         _check_fpr(fpr)
     test_set = open_test_set(features, labels)
-    greatest, _ = test_set.check(features)
+    greatest, zeros = test_set.check(features)
     if not test_set.positives:
         raise InputError(f"{labels}: no two images of one person - there is no TPR without")
     negatives = test_set.negatives
@@ -253,6 +257,9 @@ def make_plan(
         len(test_set),
         test_set.dimensions,
         negatives,
+        zeros,
+        headline,
+        seed,
         tuple(wanted),
         keep,
         float(np.float32(level)),
@@ -317,9 +324,7 @@ def merge(parts: Sequence[Part]) -> Part:
     whole = Part.empty(first.plan)
     for part in parts:
         if not part.plan.agrees(first.plan):
-            raise InputError(
-                f"part {part.index}/{part.parts} is of another scan - run its command anew, as the others"
-            )
+            raise InputError(f"part {part.index}/{part.parts} is of another scan - run its command anew, as the others")
         if (whole.done & part.done).any():
             raise InputError(f"part {part.index}/{part.parts} is there twice, or parts overlap - give each part once")
         missing = part.mine[~part.done[part.mine]]

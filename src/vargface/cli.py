@@ -12,6 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vargface import runtime
+from vargface.commands import add_command as _command
+from vargface.commands import lfr
 from vargface.errors import InputError
 from vargface.files import whole_file
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
@@ -37,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vargface: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        goes_on = (
-            "; the same command goes on from the last saved state" if arguments.command in ("train", "demo") else ""
-        )
+        goes_on = "; the same command goes on from the last saved state" if arguments.goes_on else ""
         print(f"vargface: stopped{goes_on}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     return 0
@@ -56,16 +56,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vargface", description="VarGFaceNet: training with angular and recursive distillation, on MXNet."
     )
+    parser.set_defaults(goes_on=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = _command(commands, "demo", _demo, "the whole job on synthetic faces: data, teacher, students, table")
     _takes_overrides(demo, f"out=, teacher=, and {KEY_VALUE}")
     demo.add_argument("--data-only", action="store_true", help="draw the data set into OUT/data, no more")
+    demo.set_defaults(goes_on=True)
     demo.epilog = "example: vargface demo out=runs/demo"
 
     train = _command(commands, "train", _train, "train a teacher or a student by a recipe")
     train.add_argument("recipe", help="a recipe file, or the name of one of this package's")
     _takes_overrides(train, KEY_VALUE)
+    train.set_defaults(goes_on=True)
     train.epilog = "example: vargface train recipes/lfr_student.py data=ms1m teacher=r100/model,0 out=runs/lfr"
 
     verify = _command(commands, "verify", _verify, "accuracy and TAR@FAR of a checkpoint on verification packs")
@@ -94,12 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     flops.add_argument("--layers", action="store_true", help="by layer")
     _takes_overrides(flops, KEY_VALUE)
     flops.epilog = "example: vargface flops network=resnet num_layers=50"
-    return parser
 
-
-def _command(commands, name: str, run, help_line: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help_line, description=help_line)
-    parser.set_defaults(run=run)
+    lfr.add_to(commands)
     return parser
 
 
