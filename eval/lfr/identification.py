@@ -88,7 +88,7 @@ def _count_ahead(
         scores[here, place[here] - start] = -2
         above = scores > sure
         ahead += np.count_nonzero(above, axis=1)
-        i, j = np.nonzero((scores >= open_) ^ above)
+        i, j = np.nonzero((scores >= open_) & (scores <= sure))
         tied = exact_scores(test_set, probes[i], some[j]) >= mates[i]
         np.add.at(ahead, i[tied], 1)
     return ahead

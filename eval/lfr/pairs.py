@@ -140,8 +140,11 @@ class Found:
 
 
 def unit_rows(rows: int) -> int:
-    """Return how many of `rows` are one unit of work, the same on every machine."""
-    return int(np.clip(rows // (64 * TILE), 1, 4)) * TILE
+    """Return how many of `rows` are one unit of work, the same on every machine.
+
+    Columns are gathered once a unit, so more rows cost less of it; fewer are shared out more evenly.
+    """
+    return int(np.clip(rows // (32 * TILE), 1, 4)) * TILE
 
 
 def unit_pairs(rows: int, start: int, stop: int) -> int:
@@ -197,9 +200,9 @@ class _Counter:
     def add(self, number: int, values: np.ndarray) -> None:
         """Count `values`, of which those below the window are let go."""
         low, high = np.float32(self.windows[number].low), np.float32(self.windows[number].high)
-        above = values >= high
-        self.above[number] += np.count_nonzero(above)
-        found = values[np.flatnonzero((values >= low) ^ above)]
+        from_low_on = values >= low
+        found = values[np.flatnonzero(from_low_on & (values < high))]
+        self.above[number] += np.count_nonzero(from_low_on) - len(found)
         self._waiting[number].append(found)
         self._sizes[number] += len(found)
         if self._sizes[number] > CHUNK_SCORES:

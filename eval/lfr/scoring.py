@@ -52,7 +52,7 @@ QUANTUM = 2.0**-24
 # the narrowest bin: scores closer than this are one to float32 anyway
 BIN = 2.0**-22
 MOST_BINS = 1 << 16
-HISTOGRAM = np.linspace(-1, 1, 201)
+HISTOGRAM = np.linspace(-1, 1, 201)  # bin edges of what is drawn
 # the most wrong pairs of either kind, for a person to look at
 SHOWN = 24
 
@@ -215,8 +215,8 @@ def make_plan(
     """Return the plan to score feature file `features` with `labels` at `headline` and at `fprs`.
 
     A FPR is a string such as "1e-8" or "0.001", above 0 and below 1; those of `fprs` that admit no pair are left out.
-    kept: how many negative pairs are kept for exact thresholds. Raises InputError where there is no pair of one person, where the
-    headline admits no negative pair, and as `open_test_set` and `TestSet.check` do.
+    kept: how many negative pairs are kept for exact thresholds. Raises InputError where there is no pair of one person,
+    where the headline admits no negative pair, and as `open_test_set` and `TestSet.check` do.
     """
     for fpr in (headline, *fprs):
         _check_fpr(fpr)
@@ -240,7 +240,7 @@ def make_plan(
     histogram = np.zeros(len(HISTOGRAM) - 1, np.int64)
     quantiles = []
     for scores in _sampled(test_set, seed):
-        histogram += np.histogram(scores, HISTOGRAM)[0]
+        histogram += _histogram(scores)
         if not len(scores):
             continue
         # where the sample is too small to have seen the level of the kept, a lower one of which it has seen 16 pairs
@@ -421,6 +421,13 @@ def _misjudged() -> InputError:
     return InputError("the sample of pairs misjudged where a threshold lies - score again with another --seed")
 
 
+def _histogram(scores: np.ndarray) -> np.ndarray:
+    """Return how many of `scores` are in each bin of HISTOGRAM; np.histogram takes ten times as long."""
+    bins = len(HISTOGRAM) - 1
+    places = ((scores + 1) * (bins / 2)).astype(np.int64)
+    return np.bincount(np.clip(places, 0, bins - 1), minlength=bins)
+
+
 def _lowest(scores: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     chosen = np.argsort(scores, kind="stable")[:SHOWN]
     return scores[chosen], i[chosen], j[chosen]
@@ -433,7 +440,7 @@ def _positives_above(
     hits, histogram = np.zeros(len(thresholds), np.int64), np.zeros(len(HISTOGRAM) - 1, np.int64)
     lowest = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
     for scores, i, j in positive_scores(test_set):
-        histogram += np.histogram(np.clip(scores, -1, 1), HISTOGRAM)[0]
+        histogram += _histogram(scores)
         lowest = _lowest(*(np.concatenate(columns) for columns in zip(lowest, (scores, i, j))))
         scores = scores.astype(np.float64)  # compared in float32, the margin would be rounded
         for number, threshold in enumerate(thresholds):

@@ -328,8 +328,8 @@ def _report(score: Any, arguments: argparse.Namespace) -> None:
     print(format_table(header, rows))
     print(
         f"\n{score.rows:,} rows, {score.distractors:,} of them distractors: {score.positives:,} pairs of one person, "
-        f"{score.negatives:,} of two\na float32 score is within {score.score_error:.1e} of the exact one; what is closer "
-        f"to a threshold is decided in float64"
+        f"{score.negatives:,} of two\na float32 score is within {score.score_error:.1e} of the exact; what is nearer "
+        "to a threshold is decided in float64"
     )
     point = score.at(arguments.fpr)
     print(f"TPR {point.tpr:.6f} at FPR {arguments.fpr}")
