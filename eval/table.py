@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from vargface.eval.flops import NetworkCost
-from vargface.eval.verification import Verification
+from vargface.eval.verification import FARS, Verification
 
-__all__ = ["Result", "format_table", "layer_table", "results_table"]
+__all__ = ["Result", "details_table", "format_table", "layer_table", "results_table"]
 
 MISSING = "-"
 
@@ -77,6 +77,33 @@ def results_table(results: Sequence[Result], *, markdown: bool = False) -> str:
         row.append(MISSING if result.flops is None else f"{result.flops / 1e6:,.1f}")
         rows.append([*row, result.checkpoint or MISSING])
     return format_table(header, rows, left=(0, len(header) - 1), markdown=markdown)
+
+
+def details_table(packs: Mapping[str, Verification]) -> str:
+    """Return a column a pack: thresholds, AUC, EER, TAR at each FAR that the pack can tell, and the norms' spread."""
+
+    def number(value: float, form: str = ".4f") -> str:
+        return MISSING if math.isnan(value) else format(value, form)
+
+    found = list(packs.values())
+    rows = [
+        ["best threshold, squared L2", *(number(v.threshold) for v in found)],
+        ["best threshold, cosine", *(number(v.cosine_threshold) for v in found)],
+        ["AUC", *(number(v.auc, ".6f") for v in found)],
+        ["EER %", *(_percent(v.eer) for v in found)],
+    ]
+    for far in FARS:
+        rows.append([f"TAR@{far} %", *(_percent(v.tars.get(far, math.nan)) for v in found)])
+    rows.append(["xnorm, both views", *(number(v.xnorm, ".4g") for v in found)])
+    for name, field in (
+        ("median", "median"),
+        ("5 %", "low"),
+        ("95 %", "high"),
+        ("least", "smallest"),
+        ("most", "largest"),
+    ):
+        rows.append([f"norm, {name}", *(number(getattr(v.norms, field), ".4g") if v.norms else MISSING for v in found)])
+    return format_table(["", *packs], rows)
 
 
 def layer_table(cost: NetworkCost, *, markdown: bool = False) -> str:

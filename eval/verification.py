@@ -1,7 +1,8 @@
 """1:1 verification on a pack of pairs, number for number as InsightFace's `verification.py` (protocol of LFW).
 
 Each of ten consecutive folds is judged by what the other nine chose: the threshold of best accuracy, and the threshold
-that accepts a share `far` of their different pairs. Distances are squared L2 between unit embeddings (0..4).
+that accepts a share `far` of their different pairs. Distances are squared L2 between unit embeddings (0..4), which is
+2 - 2 cosine. AUC and EER are of all pairs at once.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from vargface.errors import InputError
+from vargface.eval.norms import Norms
+from vargface.eval.roc import roc
 
-__all__ = ["Pack", "Verification", "pair_distances", "verify", "verify_pack", "xnorm"]
+__all__ = ["Pack", "Verification", "pair_distances", "verify", "verify_pack"]
 
 # made by arange as InsightFace makes them: k * .01 is not always the float nearest to it, and edges must be its edges
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
 FAR_THRESHOLDS = np.arange(0, 4, 0.001)
+# TAR is given at these FARs, as far as a pack has the different pairs to tell
+FARS = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5", "1e-6")
 # pairs normalised at a time: the block of float64 embeddings stays in the second-level cache
 BLOCK_PAIRS = 32
 
@@ -55,20 +60,38 @@ class Verification:
     tar_threshold: float  # mean over folds of the threshold at `far_target`, squared L2
     xnorm: float = math.nan  # mean norm of the embeddings of both views before normalising
     name: str | None = None
+    # TAR at each of FARS that admits a different pair of those that choose the threshold
+    tars: dict[str, float] = dataclasses.field(default_factory=dict)
+    auc: float = math.nan
+    eer: float = math.nan
+    norms: Norms | None = None
+    # (P,) float64, squared L2 of each pair; not part of the figures
+    distances: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def cosine_threshold(self) -> float:
+        """The threshold of best accuracy as a cosine."""
+        return 1 - self.threshold / 2
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON, which has no nan: None stands for it."""
-        fields = dataclasses.asdict(self)
+        """Return the figures for JSON, which has no nan: None stands for it."""
+        fields = dataclasses.asdict(dataclasses.replace(self, distances=None))
+        del fields["distances"]
+        fields["cosine_threshold"] = self.cosine_threshold
         return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in fields.items()}
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Verification:
+        """Return the result that `as_dict` made `fields` of, by this version or an older one."""
+        known = {
+            key: math.nan if value is None else value for key, value in fields.items() if key != "cosine_threshold"
+        }
+        norms = fields.get("norms")
+        return cls(**{**known, "norms": norms and Norms(**norms)})
 
 
 def _norms(embeddings: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings))
-
-
-def xnorm(*views: np.ndarray) -> float:
-    """Return the mean norm of the rows of all `views`, each (N, D), before normalising."""
-    return float(np.mean(np.concatenate([_norms(np.asarray(view, dtype=np.float64)) for view in views])))
 
 
 def pair_distances(embeddings: np.ndarray, *, name: str | None = None) -> np.ndarray:
@@ -151,25 +174,29 @@ def _mean_std(values: np.ndarray) -> tuple[float, float]:
     return (float(values.mean()), float(values.std())) if len(values) else (math.nan, math.nan)
 
 
-def _rates_at(
-    far: float, distances: np.ndarray, same: np.ndarray, fold: np.ndarray
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Return each fold's threshold for `far`, chosen by the other folds, and its TAR and FAR there; all (folds,)."""
-    folds = int(fold[-1]) + 1
-    num_diff = np.bincount(fold[~same], minlength=folds)
-    train_diff = _of_training(num_diff)
-    train_accepted = _of_training(_accepted(distances[~same], fold[~same], folds, FAR_THRESHOLDS))
-    thresholds = np.full(folds, math.nan)
-    for index in np.flatnonzero(train_diff):
-        thresholds[index] = _threshold_at(far, train_accepted[index] / train_diff[index], FAR_THRESHOLDS)
-    accept = distances < thresholds[fold]
+class _Rates:
+    """TAR and FAR of every fold at thresholds that the other folds choose."""
 
-    def share(kind: np.ndarray) -> np.ndarray:
-        total = np.bincount(fold[kind], minlength=folds)
-        accepted = np.bincount(fold[accept & kind], minlength=folds)
-        return np.where((total > 0) & (train_diff > 0), accepted / np.maximum(total, 1), math.nan)
+    def __init__(self, distances: np.ndarray, same: np.ndarray, fold: np.ndarray) -> None:
+        self.distances, self.same, self.fold = distances, same, fold
+        self.folds = int(fold[-1]) + 1
+        self.train_diff = _of_training(np.bincount(fold[~same], minlength=self.folds))
+        self.train_accepted = _of_training(_accepted(distances[~same], fold[~same], self.folds, FAR_THRESHOLDS))
 
-    return thresholds, (share(same), share(~same))
+    def thresholds(self, far: float) -> np.ndarray:
+        """Return each fold's threshold (folds,) for `far`; nan where the others have no different pair."""
+        found = np.full(self.folds, math.nan)
+        for index in np.flatnonzero(self.train_diff):
+            fars = self.train_accepted[index] / self.train_diff[index]
+            found[index] = _threshold_at(far, fars, FAR_THRESHOLDS)
+        return found
+
+    def accepted(self, kind: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+        """Return the share (folds,) of the pairs of one `kind` (P,) bool that each fold accepts at its threshold."""
+        total = np.bincount(self.fold[kind], minlength=self.folds)
+        accept = (self.distances < thresholds[self.fold]) & kind
+        accepted = np.bincount(self.fold[accept], minlength=self.folds)
+        return np.where((total > 0) & (self.train_diff > 0), accepted / np.maximum(total, 1), math.nan)
 
 
 def verify(
@@ -196,8 +223,12 @@ def verify(
     best = _of_training(correct).argmax(axis=1)
     accuracy, accuracy_std = _mean_std(correct[np.arange(folds), best] / np.bincount(fold))
 
-    far_thresholds, (tars, fars) = _rates_at(far, distances, issame, fold)
-    tar, tar_std = _mean_std(tars)
+    rates = _Rates(distances, issame, fold)
+    far_thresholds = rates.thresholds(far)
+    tar, tar_std = _mean_std(rates.accepted(issame, far_thresholds))
+    told = [target for target in FARS if issame.any() and float(target) * rates.train_diff.min() >= 1]
+    tars = {target: _mean_std(rates.accepted(issame, rates.thresholds(float(target))))[0] for target in told}
+    curve = roc(distances, issame)
     return Verification(
         pairs=pairs,
         folds=folds,
@@ -207,9 +238,13 @@ def verify(
         far_target=far,
         tar=tar,
         tar_std=tar_std,
-        far=_mean_std(fars)[0],
+        far=_mean_std(rates.accepted(~issame, far_thresholds))[0],
         tar_threshold=_mean_std(far_thresholds)[0],
         name=name,
+        tars=tars,
+        auc=curve.auc if curve else math.nan,
+        eer=curve.eer if curve else math.nan,
+        distances=distances,
     )
 
 
@@ -222,7 +257,7 @@ def verify_pack(
     batch_size: int = 32,
     on_batch: Callable[[int], object] | None = None,
 ) -> Verification:
-    """Return the verification of `pack` by the mirror-summed embeddings f(x) + f(mirror x), with xnorm and name.
+    """Return the verification of `pack` by the mirror-summed embeddings f(x) + f(mirror x), with norms and name.
 
     embed: (n, 3, H, W) uint8 RGB -> (n, D) float, not normalised; called twice a batch, n <= batch_size.
     on_batch: called with the number of images done in each batch (a progress bar's `update`). Images are decoded batch
@@ -230,7 +265,7 @@ def verify_pack(
     """
     images = 2 * len(pack.issame)
     _check_split(len(pack.issame), folds, pack.name)
-    embeddings, norms = None, 0.0
+    embeddings, norms, energy = None, np.empty((2, images)), 0.0
     for start in range(0, images, batch_size):
         stop = min(start + batch_size, images)
         view = pack.decode(start, stop)
@@ -241,8 +276,9 @@ def verify_pack(
         if embeddings is None:
             embeddings = np.empty((images, plain.shape[1]))
         np.add(plain, mirrored, out=embeddings[start:stop])
-        norms += xnorm(plain, mirrored) * (stop - start)
+        norms[:, start:stop] = _norms(plain), _norms(mirrored)
+        energy = energy + np.einsum("ij,ij->j", plain, plain) + np.einsum("ij,ij->j", mirrored, mirrored)
         if on_batch is not None:
             on_batch(stop - start)
     result = verify(embeddings, pack.issame, folds, far=far, name=pack.name)
-    return dataclasses.replace(result, xnorm=norms / images)
+    return dataclasses.replace(result, xnorm=float(norms.mean()), norms=Norms.of(*norms, energy))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vargface.errors import InputError
 from vargface.eval import verification
-from vargface.eval.verification import pair_distances, verify, verify_pack, xnorm
+from vargface.eval.verification import FARS, Verification, pair_distances, verify, verify_pack
 
 
 def naive_normalised(embeddings):
@@ -117,6 +117,62 @@ def test_equals_brute_force_on_random_embeddings(pairs, folds, dtype):
         assert_equals_naive(embeddings, issame, folds, far)
 
 
+@settings(max_examples=40, deadline=None)
+@given(packs())
+def test_tar_at_every_far_that_the_pack_can_tell_is_brute_forces(pack):
+    embeddings, issame, folds, _ = pack
+    issame = np.array(issame)
+    result = verify(embeddings, issame, folds)
+    parts = np.array_split(np.arange(len(issame)), folds)
+    train = [np.arange(len(issame)) if folds == 1 else np.setdiff1d(np.arange(len(issame)), part) for part in parts]
+    fewest = min(int((~issame[part]).sum()) for part in train)
+    assert list(result.tars) == [far for far in FARS if issame.any() and fewest * float(far) >= 1]
+    for far, tar in result.tars.items():
+        assert tar == pytest.approx(naive_verify(embeddings, issame, folds, float(far))[2], abs=1e-9)
+
+
+def test_fars_that_a_pack_of_6000_pairs_can_tell():
+    embeddings = np.random.default_rng(0).normal(size=(12000, 4))
+    assert list(verify(embeddings, np.arange(6000) % 2 == 0).tars) == ["1e-1", "1e-2", "1e-3"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(packs())
+def test_auc_is_the_share_of_pairs_of_pairs_in_the_right_order(pack):
+    embeddings, issame, folds, _ = pack
+    result = verify(embeddings, issame, folds)
+    distances, same = pair_distances(embeddings), np.array(issame)
+    if same.all() or not same.any():
+        assert math.isnan(result.auc) and math.isnan(result.eer)
+        return
+    near, far = distances[same], distances[~same]
+    won = [(a < b) + 0.5 * (a == b) for a in near for b in far]
+    assert result.auc == pytest.approx(np.mean(won), abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(packs())
+def test_eer_is_where_both_errors_are_equal_on_the_line_between_two_thresholds(pack):
+    embeddings, issame, folds, _ = pack
+    distances, same = pair_distances(embeddings), np.array(issame)
+    if same.all() or not same.any():
+        return
+    cuts = [-1.0, *sorted(set(distances))]
+    errors = [(np.mean(distances[~same] <= cut), np.mean(distances[same] > cut)) for cut in cuts]
+    for (far, frr), (next_far, next_frr) in zip(errors, errors[1:]):
+        if next_far >= next_frr:
+            break
+    along = (frr - far) / ((frr - far) + (next_far - next_frr))
+    assert verify(embeddings, issame, folds).eer == pytest.approx(far + along * (next_far - far), abs=1e-12)
+
+
+def test_best_threshold_as_a_cosine():
+    right, up = (1, 0), (0, 5)
+    result = verify(np.array([right, right, right, up]), [True, False], folds=1)
+    assert result.cosine_threshold == 1 - result.threshold / 2
+    assert 0 < result.cosine_threshold < 1  # of the cosines 1 and 0
+
+
 @pytest.mark.parametrize(("step", "thresholds"), [(0.01, "ACCURACY_THRESHOLDS"), (0.001, "FAR_THRESHOLDS")])
 def test_a_distance_on_a_threshold_is_not_accepted_by_it(step, thresholds):
     grid = np.arange(0, 4, step)
@@ -198,7 +254,18 @@ def test_result_goes_into_json():
     loaded = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert loaded["tar"] is None
     assert (loaded["accuracy"], loaded["name"]) == (1.0, "one")
-    assert set(loaded) == {field.name for field in dataclasses.fields(result)}
+    assert set(loaded) == {field.name for field in dataclasses.fields(result)} - {"distances"} | {"cosine_threshold"}
+
+
+def test_result_comes_back_from_json():
+    pack = FakePack(pairs=40)
+    result = verify_pack(sided, pack, folds=4)
+    again = Verification.of(json.loads(json.dumps(result.as_dict(), allow_nan=False)))
+    assert again.as_dict() == json.loads(json.dumps(result.as_dict()))
+    assert again.norms.median == result.norms.median
+    # of an older version, which knew less
+    old = {key: value for key, value in result.as_dict().items() if key not in ("tars", "auc", "eer", "norms")}
+    assert math.isnan(Verification.of({**old, "tar": None}).tar)
 
 
 def test_input_is_not_changed():
@@ -234,11 +301,6 @@ def test_shapes_that_do_not_fit_are_refused():
         verify(np.ones((20, 4)), [True] * 10, far=2)
 
 
-def test_xnorm_is_the_mean_over_both_views():
-    assert xnorm(np.array([[3.0, 4.0]]), np.array([[0.0, 1.0]])) == 3
-    assert xnorm(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32)) == 2.5
-
-
 class FakePack:
     """Random images; records which parts were decoded."""
 
@@ -271,8 +333,11 @@ def test_verify_pack_sums_both_views_batch_by_batch(batch_size):
     result = verify_pack(sided, pack, folds=4, far=0.1, batch_size=batch_size, on_batch=done.append)
     left, right = sided(pack.images), sided(pack.images[..., ::-1].copy())
     expected = verify(left.astype(np.float64) + right, pack.issame, 4, far=0.1, name="fake")
-    assert result.xnorm == pytest.approx(xnorm(left, right), rel=1e-12)
-    assert dataclasses.replace(result, xnorm=0) == dataclasses.replace(expected, xnorm=0)
+    norms = [math.sqrt(sum(float(x) ** 2 for x in row)) for row in (*left, *right)]
+    assert result.xnorm == pytest.approx(sum(norms) / len(norms), rel=1e-12)
+    assert (result.norms.smallest, result.norms.largest) == (pytest.approx(min(norms)), pytest.approx(max(norms)))
+    assert dataclasses.replace(result, xnorm=0, norms=None) == dataclasses.replace(expected, xnorm=0)
+    np.testing.assert_array_equal(result.distances, expected.distances)
     assert [start for start, _ in pack.decoded] == list(range(0, 24, batch_size))
     assert max(stop - start for start, stop in pack.decoded) <= batch_size
     assert sum(done) == 24

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from vargface import runtime
 from vargface.commands import add_command as _command
-from vargface.commands import lfr
+from vargface.commands import lfr, verify
 from vargface.errors import InputError
 from vargface.files import whole_file
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
@@ -71,11 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(goes_on=True)
     train.epilog = "example: vargface train recipes/lfr_student.py data=ms1m teacher=r100/model,0 out=runs/lfr"
 
-    verify = _command(commands, "verify", _verify, "accuracy and TAR@FAR of a checkpoint on verification packs")
-    verify.add_argument("--model", required=True, metavar="PREFIX,EPOCH")
-    verify.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    verify.add_argument("packs", nargs="+", metavar="PACK.bin")
-    verify.epilog = "example: vargface verify --model runs/demo/student/student,1 runs/demo/data/lfw.bin"
+    verify.add_to(commands)
 
     curves = _command(commands, "curves", _curves, "losses, accuracy and rate of runs by step, in one picture")
     curves.add_argument("runs", nargs="+", metavar="RUN", help="run folders, finished or not")
@@ -129,24 +124,6 @@ def _train(arguments: argparse.Namespace) -> None:
 
     folders = train(recipe)
     print(results_table([result_of(folder) for folder in folders]))
-
-
-def _verify(arguments: argparse.Namespace) -> None:
-    from vargface.checkpoint import load_checkpoint, parse_model
-    from vargface.eval.flops import network_cost
-    from vargface.eval.table import Result, results_table
-    from vargface.inference import FrozenNetwork
-    from vargface.training.verifier import find_packs, verify_packs
-
-    checkpoint = load_checkpoint(arguments.model)
-    packs = find_packs(arguments.packs, "")
-    results = verify_packs(FrozenNetwork(checkpoint), packs)
-    cost = network_cost(checkpoint.symbol)
-    name = Path(parse_model(arguments.model)[0]).name
-    print(results_table([Result(name, results, cost.params, cost.flops, arguments.model)]))
-    if arguments.json:
-        with whole_file(arguments.json, "w") as file:
-            json.dump({name: result.as_dict() for name, result in results.items()}, file, indent=1)
 
 
 def _curves(arguments: argparse.Namespace) -> None:

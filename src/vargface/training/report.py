@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +51,5 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _packs(figures: dict[str, dict]) -> dict[str, Verification]:
-    """Return what `Verification.as_dict` was made of; JSON has None for nan."""
-    return {
-        pack: Verification(**{key: math.nan if value is None else value for key, value in fields.items()})
-        for pack, fields in figures.items()
-    }
+    """Return what `Verification.as_dict` was made of."""
+    return {pack: Verification.of(fields) for pack, fields in figures.items()}
