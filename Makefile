@@ -8,7 +8,7 @@ VARGFACE := .venv/bin/vargface
 KEYS = $(if $(DATA),"data=$(DATA)") $(if $(TEACHER),"teacher=$(TEACHER)") $(if $(OUT),"out=$(OUT)") $(foreach word,$(ARGS),'$(word)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-teacher train-student verify test lint bench clean
+.PHONY: help install train-teacher train-student verify lfr test lint bench clean
 
 help: ## list these doors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
@@ -39,6 +39,12 @@ runs/demo/data/property: | .venv/.installed
 verify: .venv/.installed ## accuracy and TAR@FAR of MODEL=PREFIX,EPOCH on every pack DATA/*.bin
 	$(VARGFACE) verify --model "$(or $(MODEL),$(error MODEL is missing: make verify MODEL=PREFIX,EPOCH DATA=FOLDER))" $(ARGS) \
 	    "$(or $(DATA),$(error DATA is missing: make verify MODEL=$(MODEL) DATA=FOLDER))"/*.bin
+
+lfr: .venv/.installed ## the LFR challenge: MODEL=PREFIX,EPOCH IMAGES=FOLDER against the limits and into OUT=feat.bin; its score with LABELS=
+	$(VARGFACE) lfr check --model "$(or $(MODEL),$(error MODEL is missing: make lfr MODEL=PREFIX,EPOCH IMAGES=FOLDER))"
+	$(VARGFACE) lfr submit --model "$(MODEL)" --images "$(or $(IMAGES),$(error IMAGES is missing: make lfr MODEL=$(MODEL) IMAGES=FOLDER))" \
+	    --out "$(or $(OUT),feat.bin)"
+	$(if $(LABELS),$(VARGFACE) lfr score "$(or $(OUT),feat.bin)" "$(LABELS)" $(ARGS))
 
 test: .venv/.installed ## every test; ARGS="-k name" for some
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q $(ARGS)

@@ -14,6 +14,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import tiny
 
@@ -23,11 +25,13 @@ from vargface.cli import main
 from vargface.data import synthetic
 from vargface.data.packs import write_pack
 from vargface.files import locked_folder
+from vargface.inference import FrozenNetwork
 from vargface.runtime import mx
 from vargface.training import fit, plan
 from vargface.training.interrupt import Terminated
 
-COMMANDS = ["demo", "train", "verify", "curves", "synth", "flops"]
+COMMANDS = ["demo", "train", "verify", "curves", "synth", "flops", "lfr"]
+LFR_STEPS = ["check", "submit", "score", "merge", "identify"]
 
 
 @pytest.fixture(autouse=True)
@@ -322,7 +326,8 @@ def test_verify_prints_the_figures_and_writes_them(data, teacher, tmp_path, caps
     other = tiny.make_pack(tmp_path / "other.bin", pairs=20)
     json_file = tmp_path / "figures.json"
     assert main(["verify", "--model", teacher, "--json", str(json_file), str(data / "pairs.bin"), str(other)]) == 0
-    header, _, row = capsys.readouterr().out.splitlines()
+    table, _, details = capsys.readouterr().out.partition("\n\n")
+    header, _, row = table.splitlines()
     figures = json.loads(json_file.read_text())
     assert list(figures) == ["pairs", "other"]
     assert [figures[pack]["pairs"] for pack in figures] == [10, 20]
@@ -331,7 +336,29 @@ def test_verify_prints_the_figures_and_writes_them(data, teacher, tmp_path, caps
         assert 0 <= figures[pack]["accuracy"] <= 1
         assert figures[pack]["xnorm"] > 0
         assert f"{100 * figures[pack]['accuracy']:.2f} ± {100 * figures[pack]['accuracy_std']:.2f}" in row
+        assert f" {figures[pack]['cosine_threshold']:.4f}" in details
+        assert f" {figures[pack]['auc']:.6f}" in details
+        assert f" {figures[pack]['norms']['median']:.4g}" in details
     assert (row.split()[0], row.split()[-1]) == ("teacher", teacher)  # as in the table of `train`
+
+
+def test_verify_draws_what_a_person_should_look_at(data, teacher, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    assert main(["verify", "--model", teacher, "--pictures", str(pictures), str(data / "pairs.bin")]) == 0
+    assert everything(pictures) == {"pairs-roc.png", "pairs-scores.png", "pairs-wrong.png"}
+    for picture in pictures.iterdir():
+        assert cv2.imread(str(picture)).shape[1] > 500
+
+
+def test_verify_tells_what_may_explain_norms_out_of_the_ordinary(data, teacher, capsys, monkeypatch):
+    def embed(self, images):
+        rows = np.ones((len(images), 16), np.float32)
+        rows[0] *= 1000
+        return rows
+
+    monkeypatch.setattr(FrozenNetwork, "__call__", embed)
+    assert main(["verify", "--model", teacher, str(data / "pairs.bin")]) == 0
+    assert "pairs: 1 images have norms 3 times off the median 4: image 0 (pair 0) 4000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -439,12 +466,12 @@ def test_help_lists_every_command(capsys):
     assert listed == COMMANDS
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"lfr {step}" for step in LFR_STEPS)])
 def test_every_command_has_an_example_that_it_would_take(command, capsys):
-    text = " ".join(help_of(capsys, command).split())
+    text = " ".join(help_of(capsys, *command.split()).split())
     (example,) = re.findall(r"example: (vargface .*)", text)
     words = example.split()
-    assert words[:2] == ["vargface", command]
+    assert " ".join(words).startswith(f"vargface {command} ")
     arguments = cli._parser().parse_args(words[1:])
     for word in getattr(arguments, "overrides", []):
         assert "=" in word

@@ -77,10 +77,13 @@ def test_symbols_import_nothing_of_ours_but_mxnets_door(name):
 
 
 @pytest.mark.parametrize("name", of("vargface.eval"))
-def test_eval_imports_numpy_the_errors_and_what_draws_alone(name):
-    assert not {found for found in ours(name) if not inside(found, "vargface.eval", "vargface.errors")}
+def test_eval_imports_numpy_the_errors_the_files_and_what_draws_alone(name):
+    assert not {
+        found for found in ours(name) if not inside(found, "vargface.eval", "vargface.errors", "vargface.files")
+    }
     outside = {found.split(".")[0] for found in imports(name) - ours(name)} - set(sys.stdlib_module_names)
-    assert outside <= ({"numpy", "matplotlib"} if name == "vargface.eval.curves" else {"numpy"})
+    draws = name in ("vargface.eval.curves", "vargface.eval.pictures")
+    assert outside <= ({"numpy", "matplotlib"} if draws else {"numpy"})
 
 
 @pytest.mark.parametrize("name", of("vargface.recipes"))
@@ -103,6 +106,8 @@ def test_data_knows_nothing_of_training(name):
 def test_nothing_imports_the_command_line(name):
     allowed = {"vargface.__main__"}
     assert name in allowed or "vargface.cli" not in imports(name)
+    if not inside(name, "vargface.cli", "vargface.commands"):
+        assert not {found for found in ours(name) if inside(found, "vargface.commands")}
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"vargface.runtime"}))

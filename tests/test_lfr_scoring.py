@@ -46,7 +46,9 @@ def all_scores(rows, labels) -> tuple[np.ndarray, np.ndarray]:
     """Float64 scores of the pairs of one person and of the others, from all pairs one by one."""
     wide = np.asarray(rows, np.float32).astype(np.float64)
     i, j = np.triu_indices(len(wide), 1)
-    scores = np.concatenate([(wide[i[k : k + 2048]] * wide[j[k : k + 2048]]).sum(axis=1) for k in range(0, len(i), 2048)])
+    scores = np.concatenate(
+        [(wide[i[k : k + 2048]] * wide[j[k : k + 2048]]).sum(axis=1) for k in range(0, len(i), 2048)]
+    )
     same = (np.asarray(labels)[i] == np.asarray(labels)[j]) & (np.asarray(labels)[i] >= 0)
     return scores[same], scores[~same]
 
@@ -104,7 +106,12 @@ def small_sets(draw):
     coordinate = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 1.0 + 2.0**-20, 3.0])
     points = draw(st.lists(st.lists(coordinate, min_size=size, max_size=size), min_size=number, max_size=number))
     labels = draw(st.lists(st.integers(-1, 4), min_size=number, max_size=number))
-    return normalised(np.array(points, np.float32)), labels, draw(st.sampled_from([3, 16, 1024])), draw(st.integers(1, 3))
+    return (
+        normalised(np.array(points, np.float32)),
+        labels,
+        draw(st.sampled_from([3, 16, 1024])),
+        draw(st.integers(1, 3)),
+    )
 
 
 @settings(max_examples=120, deadline=None)
@@ -246,7 +253,9 @@ def test_other_rows_are_another_scan(tmp_path):
 def test_a_fpr_that_admits_no_pair_is_refused_and_left_out_of_the_curve(tmp_path):
     rows, labels = faces(rows=100)
     names = files(tmp_path, rows, labels)
-    with pytest.raises(InputError, match=r"too few for a FPR of 1e-8: it admits 4\.\de-05 of them - give --fpr 1e-1 or"):
+    with pytest.raises(
+        InputError, match=r"too few for a FPR of 1e-8: it admits 4\.\de-05 of them - give --fpr 1e-1 or"
+    ):
         make_plan(*names)
     assert make_plan(*names, headline="1e-2").fprs == ("1e-3", "1e-2", "1e-1")
 
@@ -330,6 +339,8 @@ def test_a_person_of_many_tiles(tmp_path, monkeypatch):
     rows, _ = faces(rows=120)
     labels = np.where(np.arange(120) < 90, 3, -1)
     test_set = TestSet.of(rows, labels)
-    found = sorted((int(i), int(j)) for _, some, others in pairs.positive_scores(test_set) for i, j in zip(some, others))
+    found = sorted(
+        (int(i), int(j)) for _, some, others in pairs.positive_scores(test_set) for i, j in zip(some, others)
+    )
     assert found == [(i, j) for i in range(90) for j in range(i + 1, 90)]
     assert_is_brute_force(result_of(*files(tmp_path, rows, labels)), rows, labels)

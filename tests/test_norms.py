@@ -34,7 +34,9 @@ def test_a_few_images_that_make_the_mean_are_named_whichever_view_it_is():
     assert norms.farthest == ((60, 0.0), (17, 9000.0), (40, 50.0))
     assert norms.mean_without == 11
     (line,) = explain_norms({"cfp_fp": norms, "lfw": ordinary()})
-    assert line.startswith("cfp_fp: 3 images have norms 3 times off the median 11: image 60 (pair 30) 0, image 17 (pair 8)")
+    assert line.startswith(
+        "cfp_fp: 3 images have norms 3 times off the median 11: image 60 (pair 30) 0, image 17 (pair 8)"
+    )
     assert line.endswith("without them xnorm is 11")
 
 

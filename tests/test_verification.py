@@ -159,9 +159,8 @@ def test_eer_is_where_both_errors_are_equal_on_the_line_between_two_thresholds(p
         return
     cuts = [-1.0, *sorted(set(distances))]
     errors = [(np.mean(distances[~same] <= cut), np.mean(distances[same] > cut)) for cut in cuts]
-    for (far, frr), (next_far, next_frr) in zip(errors, errors[1:]):
-        if next_far >= next_frr:
-            break
+    after = next(k for k, (far, frr) in enumerate(errors) if far >= frr)
+    (far, frr), (next_far, next_frr) = errors[after - 1 : after + 1]
     along = (frr - far) / ((frr - far) + (next_far - next_frr))
     assert verify(embeddings, issame, folds).eer == pytest.approx(far + along * (next_far - far), abs=1e-12)
 

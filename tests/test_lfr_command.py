@@ -1,0 +1,353 @@
+"""`vargface lfr ...` end to end: check, submit, score, merge, identify, and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+from test_lfr_scoring import all_scores, faces, files, naive
+
+from vargface import workers
+from vargface.checkpoint import load_checkpoint
+from vargface.cli import main
+from vargface.eval.lfr import pairs
+from vargface.eval.lfr.features import normalised, open_features, open_test_set
+from vargface.eval.lfr.tracks import Network, compliance
+from vargface.inference import FrozenNetwork
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    open_test_set.cache_clear()
+    yield
+    open_test_set.cache_clear()
+
+
+def refused(arguments, capsys) -> str:
+    assert main([str(word) for word in arguments]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("vargface: error: ")
+    return error[len("vargface: error: ") : -1]
+
+
+# --- check
+
+
+AUTHORS = Network(1_022_864_152, 21_015_428, 20_957_000, ["float32"], 512)
+
+
+def test_the_winner_passes_as_it_did_and_not_to_the_letter():
+    verdicts = {(c.track, c.reading): c for c in compliance(AUTHORS)}
+    assert len(verdicts) == 8
+    for track in ("deepglint-light", "iqiyi-light"):
+        letter, winners = verdicts[track, "to the letter"], verdicts[track, "as the winner's"]
+        assert (letter.flops, letter.size, letter.float32, letter.dimensions, letter.passed) == (
+            False,
+            False,
+            True,
+            True,
+            False,
+        )
+        assert winners.passed
+    assert all(verdict.passed for (track, _), verdict in verdicts.items() if track.endswith("large"))
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "kept"),
+    [
+        ({"flops": 10**9}, "flops", True),
+        ({"flops": 10**9 + 1}, "flops", False),
+        ({"file_bytes": 20 * 10**6 - 1}, "size", True),
+        ({"file_bytes": 20 * 10**6}, "size", False),
+        ({"dtypes": ["float16", "float32"]}, "float32", False),
+        ({"dimensions": 512}, "dimensions", True),
+        ({"dimensions": 513}, "dimensions", False),
+    ],
+)
+def test_limits_to_the_letter(change, field, kept):
+    light = Network(**{**vars(Network(1, 1, 1, ["float32"], 128)), **change})
+    found = next(c for c in compliance(light) if c.track == "deepglint-light" and c.reading == "to the letter")
+    assert getattr(found, field) is kept
+    assert found.passed is kept
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [({"flops": 1_024_000_000}, True), ({"flops": 1_024_000_001}, False)]
+    + [
+        ({"payload_bytes": 20 * 2**20 - 1}, True),
+        ({"payload_bytes": 20 * 2**20}, False),
+        ({"file_bytes": 10**9}, True),
+    ],
+)
+def test_limits_as_the_winner_read_them(change, kept):
+    network = Network(**{**vars(AUTHORS), **change})
+    found = {(c.track, c.reading): c for c in compliance(network)}
+    assert found["deepglint-light", "as the winner's"].passed is kept
+    assert found["deepglint-large", "as the winner's"].passed
+
+
+def test_check_prints_what_was_measured_and_the_verdicts(teacher, capsys):
+    assert main(["lfr", "check", "--model", teacher, "--layers"]) == 0
+    out = capsys.readouterr().out
+    prefix = teacher.split(",")[0]
+    size = Path(f"{prefix}-0003.params").stat().st_size
+    assert f"{2 * 3 * 9 * 8 * 9 + 2 * 72 * 16:,}" in out
+    assert f"{size:,}" in out
+    assert out.count("PASS") == 8
+    assert "conv1" in out
+    assert "1 G = 1024 M" in out and "20 MB = 20,000,000 bytes" in out
+
+
+@pytest.mark.real
+def test_check_of_an_insightface_checkpoint(real_faces, capsys):
+    assert main(["lfr", "check", "--model", f"{real_faces}/insightface-y1/model,0"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("PASS") == 8
+    assert "embedding 128-d" in out
+
+
+# --- submit
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A test set of 7 images in two folders."""
+    folder = tmp_path / "images"
+    names = []
+    for identity in range(2):
+        (folder / str(identity)).mkdir(parents=True)
+        for number in range(4 - identity):
+            names.append(f"{identity}/{number}.png")
+            cv2.imwrite(str(folder / names[-1]), tiny.image(identity, number))
+    (folder / "filelist.txt").write_text("".join(f"{name}\n" for name in names))
+    return folder
+
+
+def submission(teacher, images, out, *more):
+    return ["lfr", "submit", "--model", teacher, "--images", str(images), "--out", str(out), "--batch-size", "4", *more]
+
+
+def test_submit_writes_the_networks_rows(teacher, images, tmp_path, capsys, caplog):
+    out = tmp_path / "new" / "feat.bin"
+    assert main(submission(teacher, images, out)) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{out}: 7 x 16 float32, one row a line of filelist.txt\n"
+    assert "7 rows; the challenge's test set has 1,862,120 images" in caplog.text
+    network = FrozenNetwork(load_checkpoint(teacher))
+    names = (images / "filelist.txt").read_text().split()
+    faces = np.stack([cv2.imread(str(images / name))[:, :, ::-1].transpose(2, 0, 1) for name in names])
+    rows = normalised(network(faces) + network(faces[..., ::-1]))
+    np.testing.assert_allclose(open_features(out), rows, atol=1e-5)
+
+
+def test_submit_refuses(teacher, images, tmp_path, capsys, caplog):
+    arguments = submission(teacher, images, tmp_path / "feat.bin")
+    cv2.imwrite(str(images / "1/1.png"), np.zeros((100, 112, 3), np.uint8))
+    assert refused(arguments, capsys) == f"{images}/1/1.png: is 100x112, not 112x112 - give aligned faces"
+    (images / "1/1.png").write_bytes(b"")
+    assert refused(arguments, capsys).startswith(f"{images}/1/1.png: is not an image (0 bytes)")
+    assert not (tmp_path / "feat.bin").exists()
+    assert main([*arguments[:-2], "--batch-size", "2", "--on-error", "zero", "--out", str(tmp_path / "other.bin")]) == 0
+    assert "1 images could not be read, the first: " in caplog.text
+    assert "1 rows are zero" in caplog.text
+    capsys.readouterr()
+    assert refused(submission(teacher, tmp_path, tmp_path / "a.bin"), capsys).startswith(
+        f"{tmp_path}/filelist.txt: cannot"
+    )
+
+
+def test_submit_that_is_killed_goes_on_to_the_same_bytes(teacher, tmp_path):
+    """SIGKILL in the middle, in a process of its own."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = [f"{number}.jpg" for number in range(200)]
+    for name in names:
+        (folder / name).write_bytes(tiny.jpeg(0, int(name[:-4])))
+    (folder / "filelist.txt").write_text("\n".join(names))
+    assert main(submission(teacher, folder, tmp_path / "whole.bin")) == 0
+    code = "\n".join(
+        [
+            "import sys",
+            "from vargface.cli import main",
+            "from vargface.eval.lfr import submission",
+            "submission.SAVE_SECONDS = 0",
+            "sys.exit(main())",
+        ]
+    )
+    command = [sys.executable, "-c", code, *submission(teacher, folder, tmp_path / "feat.bin")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    progress = tmp_path / "feat.bin.partial" / "progress.json"
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (progress.exists() and json.loads(progress.read_text())["done"] >= 40):
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 40 <= json.loads(progress.read_text())["done"] < 200
+    assert main(submission(teacher, folder, tmp_path / "feat.bin")) == 0
+    assert (tmp_path / "feat.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
+
+
+# --- score, merge, identify
+
+
+@pytest.fixture
+def scored(tmp_path):
+    rows, labels = faces(rows=400, noise=1.5)
+    return rows, labels, files(tmp_path, rows, labels)
+
+
+def test_score_in_two_processes_is_brute_forces(scored, tmp_path, capsys, caplog):
+    rows, labels, names = scored
+    report = tmp_path / "new" / "score.json"
+    arguments = ["lfr", "score", *names, "--fpr", "1e-3", "--processes", "2", "--json", str(report)]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "a FPR of 1e-3 admits 78 of 78" in caplog.text  # fewer than 100
+    tpr, threshold, accepted = naive(*all_scores(rows, labels), "1e-3")
+    assert said.out.splitlines()[-1] == f"TPR {tpr:.6f} at FPR 1e-3"
+    point = next(p for p in json.loads(report.read_text())["curve"] if p["fpr"] == "1e-3")
+    assert (point["tpr"], point["threshold"], point["accepted"], point["exact"]) == (tpr, threshold, accepted, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["feat.bin", "labels.txt", "new"]
+
+
+def test_parts_of_several_machines_are_merged(scored, capsys, monkeypatch):
+    monkeypatch.setattr(pairs, "TILE", 64)
+    _, _, names = scored
+    assert main(["lfr", "score", *names, "--fpr", "1e-2", "--processes", "1"]) == 0
+    whole = capsys.readouterr().out
+    for index in (1, 2):
+        assert main(["lfr", "score", *names, "--fpr", "1e-2", "--processes", "1", "--part", f"{index}/2"]) == 0
+    parts = [f"{names[0]}.{index}-of-2.npz" for index in (1, 2)]
+    capsys.readouterr()
+    assert main(["lfr", "merge", *names, *parts]) == 0
+    assert capsys.readouterr().out == whole
+    assert (
+        refused(["lfr", "merge", *names, parts[0]], capsys)
+        == "parts 1/2 are not all of the pairs - give the others, too"
+    )
+    Path(parts[1]).write_bytes(Path(parts[1]).read_bytes()[:-1000])
+    assert refused(["lfr", "merge", *names, *parts], capsys).startswith(
+        f"{parts[1]}: is no part of 'vargface lfr score'"
+    )
+    assert refused(["lfr", "merge", *names, names[1]], capsys).startswith(f"{names[1]}: is no part of")
+
+
+def test_a_state_of_other_features_is_refused(scored, tmp_path, capsys):
+    rows, labels, names = scored
+    score = ["lfr", "score", *names, "--fpr", "1e-2", "--processes", "1"]
+    assert main([*score, "--part", "1/2"]) == 0
+    capsys.readouterr()
+    files(tmp_path, rows[::-1], labels)
+    part = f"{names[0]}.1-of-2.npz"
+    assert (
+        refused([*score, "--part", "1/2"], capsys) == f"{part}: is of another scan - remove it, or give another --state"
+    )
+    assert refused(["lfr", "merge", *names, part], capsys).startswith(f"{part}: is not of {names[0]} with {names[1]}")
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
+    """In processes of their own, stopped as a terminal does: the signal goes to all of them."""
+    rng = np.random.default_rng(0)
+    rows = normalised(rng.normal(size=(24_000, 64)).astype(np.float32))
+    names = files(tmp_path, rows, np.where(np.arange(24_000) < 3000, np.arange(24_000) // 10, -1))
+    code = "import sys\nfrom vargface.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    (tmp_path / "run.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "run.py"), "lfr", "score", *names, "--fpr", "1e-5", "--processes", "2"]
+    whole = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    slow = code.replace("sys.exit", "from vargface.commands import lfr\n    lfr.SAVE_SECONDS = 0\n    sys.exit")
+    (tmp_path / "run.py").write_text(slow)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    signal_it = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        "start_new_session": True,
+    }
+    process = subprocess.Popen(command, **pipes, **signal_it)
+    state = Path(f"{names[0]}.1-of-1.npz")
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not state.exists():
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert error.splitlines()[-1] == "vargface: stopped; the same command goes on from the last saved state"
+    assert "Traceback" not in error
+    with np.load(state) as arrays:
+        assert 0 < arrays["done"].sum() < len(arrays["done"])
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == whole
+    assert not state.exists()
+
+
+def test_pictures(teacher, images, tmp_path, capsys):
+    features, pictures = tmp_path / "feat.bin", tmp_path / "pictures"
+    assert main(submission(teacher, images, features)) == 0
+    (tmp_path / "labels.txt").write_text("0\n" * 4 + "1\n" * 3)
+    score = ["lfr", "score", str(features), str(tmp_path / "labels.txt"), "--fpr", "0.2", "--processes", "1"]
+    assert main([*score, "--pictures", str(pictures), "--images", str(images)]) == 0
+    written = sorted(path.name for path in pictures.iterdir())
+    assert written == ["false-accepts.png", "false-rejects.png", "roc.png", "scores.png"]
+    for name in written:
+        assert cv2.imread(str(pictures / name)).shape[1] > 500
+    capsys.readouterr()
+    (images / "filelist.txt").write_text("0/0.png\n")
+    message = refused([*score, "--pictures", str(pictures), "--images", str(images)], capsys)
+    assert message.startswith(f"{images}: filelist.txt has 1 lines, {features} 7 rows")
+
+
+def test_identify_prints_and_writes(scored, tmp_path, capsys):
+    _, _, names = scored
+    report = tmp_path / "identify.json"
+    assert main(["lfr", "identify", *names, "--processes", "2", "--json", str(report)]) == 0
+    out = capsys.readouterr().out
+    figures = json.loads(report.read_text())
+    assert out.splitlines()[0].startswith(f"gallery {figures['gallery']} people; {figures['probes']} probes;")
+    assert f"rank-1    {figures['rank']['1']:.6f}" in out
+    assert f"{figures['tpir']['1e-1']:.6f}" in out
+    assert figures["tpir"]["1e-4"] is None
+
+
+def test_score_refuses(scored, tmp_path, capsys):
+    _, _, names = scored
+    assert "too few for a FPR of 1e-8" in refused(["lfr", "score", *names], capsys)
+    assert refused(["lfr", "score", names[0], "none.txt"], capsys).startswith("none.txt: cannot read")
+    assert refused(["lfr", "score", names[1], names[1]], capsys).startswith(f"{names[1]}: does not begin as")
+    with pytest.raises(SystemExit):
+        main(["lfr", "score", *names, "--part", "3/2"])
+    assert "'3/2' must be I/K with I from 1 to K" in capsys.readouterr().err
+
+
+# --- processes
+
+
+def test_workers_have_one_blas_thread_and_a_variable_of_the_user_wins(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    names = ["OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE"]
+    environment = {**workers.one_blas_thread(), "OPENBLAS_CORETYPE": "SkylakeX"}
+    assert list(workers.in_order(os.getenv, names, 2, environment=environment)) == ["1", "Haswell"]
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+def test_tasks_are_drawn_as_they_are_needed():
+    drawn = []
+
+    def tasks():
+        for number in range(20):
+            drawn.append(number)
+            yield float(number)
+
+    results = workers.in_order(abs, tasks(), 2)
+    assert next(results) == 0
+    assert len(drawn) == 3
+    results.close()
+    assert len(drawn) == 3
