@@ -55,5 +55,6 @@ recipe = EasyDict(
     # --- watching
     log_every=50,  # steps between lines of log.csv
     verify_every=2_000,  # steps between verifications and checkpoints; the last step always has one
+    report=True,  # write OUT/report.html at every verification
     save_every=1_000,  # steps between saved states, from which the same command resumes; a verification saves one, too
 )

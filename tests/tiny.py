@@ -22,7 +22,15 @@ from vargface.symbols.layers import batch_norm, embedding_layer, prelu, scaled_i
 IDENTITIES, EACH, DIMENSIONS = 4, 6, 16
 
 # a base for recipes on this data set; `out` is the test's
-KEYS = {"embedding_size": DIMENSIONS, "batch_size": 4, "scale": 16, "m2": 0.1, "schedule": "cosine", "lr": 0.02}
+KEYS = {
+    "embedding_size": DIMENSIONS,
+    "batch_size": 4,
+    "scale": 16,
+    "m2": 0.1,
+    "schedule": "cosine",
+    "lr": 0.02,
+    "report": False,
+}
 
 
 def image(identity: int, number: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vargface import runtime
 from vargface.commands import add_command as _command
-from vargface.commands import lfr, verify
+from vargface.commands import lfr, runs, verify
 from vargface.errors import InputError
 from vargface.files import whole_file
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
@@ -72,10 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verify.add_to(commands)
 
-    curves = _command(commands, "curves", _curves, "losses, accuracy and rate of runs by step, in one picture")
-    curves.add_argument("runs", nargs="+", metavar="RUN", help="run folders, finished or not")
-    curves.add_argument("--out", required=True, metavar="FILE.png")
-    curves.epilog = "example: vargface curves runs/demo/student runs/demo/student-undistilled --out curves.png"
+    runs.add_to(commands)
 
     synth = _command(commands, "synth", _synth, "draw a data set of synthetic faces: train.rec and three packs")
     synth.add_argument("out", nargs="?", metavar="OUT", help="the folder to make (with --sheet alone: none)")
@@ -124,15 +121,6 @@ def _train(arguments: argparse.Namespace) -> None:
 
     folders = train(recipe)
     print(results_table([result_of(folder) for folder in folders]))
-
-
-def _curves(arguments: argparse.Namespace) -> None:
-    from vargface.eval.curves import draw_curves
-    from vargface.training.report import history_of
-
-    picture = draw_curves([history_of(run) for run in arguments.runs])
-    with whole_file(arguments.out) as file:
-        file.write(picture)
 
 
 def _synth(arguments: argparse.Namespace) -> None:

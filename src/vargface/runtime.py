@@ -6,12 +6,14 @@ or cannot run, that is an InputError of one line. (An import by another way gets
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import sys
 import warnings
@@ -28,7 +30,7 @@ from vargface.errors import InputError
 if TYPE_CHECKING:
     import mxnet as mx
 
-__all__ = ["contexts", "cores", "flavours", "mx", "preload_cuda", "prepare_for_training"]
+__all__ = ["contexts", "cores", "flavours", "machine", "mx", "preload_cuda", "prepare_for_training"]
 
 
 def cores() -> int:
@@ -98,6 +100,27 @@ def flavours() -> list[str]:
     """Return the names of the installed builds of MXNet, sorted: ["mxnet"], ["mxnet-cu112"], none, or several."""
     names = {str(found.metadata["Name"]).lower() for found in importlib.metadata.distributions()}
     return sorted(name for name in names if re.fullmatch(r"mxnet(-(mkl|native|cu\d+(mkl)?))?", name))
+
+
+def machine() -> dict[str, str]:
+    """Return what a result depends on beside the recipe: processor, cores, threads, memory, devices, versions."""
+    mxnet = __getattr__("mx")
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": processor,
+        "cores": str(cores()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", ""),
+        "memory": f"{memory / 2**30:.1f} GiB",
+        "GPUs": str(mxnet.context.num_gpus()),
+        "MXNet": f"{mxnet.__version__} ({', '.join(flavours()) or 'built here'})",
+        "Python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": platform.platform(),
+    }
 
 
 def contexts(spec: str = "auto") -> list[mx.Context]:

@@ -21,13 +21,14 @@ from vargface.data.iterator import FaceIterator
 from vargface.errors import InputError
 from vargface.files import locked_folder
 from vargface.inference import FrozenNetwork
-from vargface.runtime import mx
+from vargface.runtime import machine, mx
 from vargface.training.diagnosis import diagnose
 from vargface.training.initialise import Start
 from vargface.training.interrupt import interrupt_after_step
 from vargface.training.log import Means
 from vargface.training.objective import MARGIN_WEIGHT
 from vargface.training.plan import Plan, make_plan
+from vargface.training.report import write_report
 from vargface.training.run_folder import RunFolder
 from vargface.training.schedule import learning_rate_schedule, ramp
 from vargface.training.space import check_space
@@ -122,6 +123,7 @@ class _Generation:
         """Train to the last step, from a saved state if there is one, and return the last weights with fc7."""
         recipe = self._recipe
         self._start(weights)
+        self._folder.write_machine(machine())
         means = Means(self._objective.outputs, recipe.batch_size // recipe.accumulate)
         name = str(self._folder.path)
         with interrupt_after_step() as stop, contextlib.closing(self._folder.board), tqdm(
@@ -147,6 +149,8 @@ class _Generation:
                     raise stop.asked
         self._faces.close()
         self._folder.finish(self._best, self._number, self._step)
+        if recipe.report:
+            write_report(self._folder)
         if stop.asked:  # during the last step: this generation is done, nothing else is begun
             raise stop.asked
         return self._params()
@@ -272,9 +276,14 @@ class _Generation:
         if score >= self._best["score"]:
             packs = {name: result.as_dict() for name, result in results.items()}
             self._best = {"number": self._number, "score": score, "packs": packs}
+            self._folder.write_distances(
+                {pack.name: (results[pack.name].distances, pack.issame) for pack in self._packs}
+            )
         self._folder.save(self._number, self._network, params, keep={self._best["number"]})
         self._verified = self._step
         self._folder.amend_state(self._place())
+        if self._recipe.report:
+            write_report(self._folder)
 
     def _save_state(self, params: tuple[Params, Params]) -> None:
         if not all(np.isfinite(mx.nd.norm(value).asscalar()) for values in params for value in values.values()):

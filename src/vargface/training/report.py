@@ -1,8 +1,9 @@
-"""Runs as rows of the table of results, and as histories to draw."""
+"""Runs as rows of the table of results, as histories to draw, as a page to read."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from vargface.checkpoint import load_checkpoint
 from vargface.errors import InputError
 from vargface.eval.curves import History
 from vargface.eval.flops import network_cost
+from vargface.eval.page import Run, report_page
 from vargface.eval.table import Result
 from vargface.eval.verification import Verification
-from vargface.training.run_folder import RunFolder
+from vargface.files import whole_file
+from vargface.recipes import base
+from vargface.training.run_folder import RunFolder, best_of, distances_of, read_json
 
-__all__ = ["history_of", "result_of"]
+__all__ = ["history_of", "page_of", "result_of", "write_report"]
 
 
 def result_of(folder: RunFolder, name: str | None = None) -> Result:
@@ -40,6 +44,36 @@ def history_of(folder: str | Path) -> History:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder}: its log is not what training wrote ({error}) - choose another run") from error
     return History(folder.name, columns, {pack: tuple(np.array(found).T) for pack, found in packs.items()})
+
+
+def page_of(folders: Sequence[str | Path]) -> str:
+    """Return the HTML page of the runs in `folders`, finished or not. Raises InputError where there is no such run."""
+    return report_page([_run_of(Path(folder)) for folder in folders])
+
+
+def write_report(folder: RunFolder) -> None:
+    """Write report.html of a run that has logged something."""
+    if _rows(folder.path / "log.csv"):
+        with whole_file(folder.path / "report.html", "w") as file:
+            file.write(page_of([folder.path]))
+
+
+def _run_of(path: Path) -> Run:
+    history = history_of(path)
+    recipe = read_json(path / "recipe.json") or {}
+    number, packs = best_of(path)
+    return Run(
+        name=path.name,
+        history=history,
+        step=int(history.log["step"][-1]),
+        steps=int(recipe.get("steps", history.log["step"][-1])),
+        packs=_packs(packs),
+        distances=distances_of(path),
+        recipe=recipe,
+        defaults=base.recipe,
+        machine=read_json(path / "machine.json") or {},
+        model=f"{path / recipe.get('role', 'student')},{number}" if number else "",
+    )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

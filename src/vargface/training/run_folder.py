@@ -8,6 +8,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
+import numpy as np
 from easydict import EasyDict
 
 from vargface.checkpoint import Params, load_params, save_checkpoint, tagged, untagged, write_params
@@ -17,11 +18,23 @@ from vargface.recipes import base
 from vargface.runtime import mx
 from vargface.training.log import Board, CsvLog
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "best_of", "distances_of", "read_json"]
 
 # keys that say where things are and how often to look, not what is trained: they may differ when a run goes on.
 # That data, teacher and weights to start from are the same ones is told by what is in them (`trained_on`).
-WHERE = {"out", "data", "teacher", "init", "packs", "context", "log_every", "verify_every", "save_every", "may_change"}
+WHERE = {
+    "out",
+    "data",
+    "teacher",
+    "init",
+    "packs",
+    "context",
+    "log_every",
+    "verify_every",
+    "save_every",
+    "report",
+    "may_change",
+}
 # keys that decide which arrays there are and what they are called: these never change within a run
 SHAPES = {"network", "variant", "multiplier", "num_layers", "output", "embedding_size", "optimizer", "role"}
 
@@ -31,6 +44,11 @@ TRAINED_ON, CHANGED = "trained_on", "changed"
 # a state's files beside its .json, which has their SHA-256 under this key
 STATE_PARTS = (".params", ".optimizer")
 SUMS = "sha256"
+
+RESULT = {"best", "last", "step", "packs"}
+
+# the arrays of a pack in distances.npz
+PAIRS = ("distances", "same")
 
 State = Tuple[Dict[str, Any], Tuple[Params, Params], bytes]
 
@@ -42,7 +60,7 @@ class RunFolder:
 
     recipe.json, log.csv, verification.csv, tensorboard/, ROLE-symbol.json, ROLE-%04d.params (numbered by verification;
     the best and the last are kept), result.json (which is which, and the figures of the best) once it is finished,
-    state/, diverged.json after a step that was not finite.
+    state/, report.html, machine.json, distances.npz (of the best checkpoint), diverged.json (of a step not finite).
     """
 
     def __init__(self, path: str | Path, recipe: EasyDict, trained_on: Mapping[str, str] | None = None) -> None:
@@ -57,7 +75,7 @@ class RunFolder:
         self.board = Board(self.path / "tensorboard")
         self._prefix = self.path / recipe.role
         self._sums: dict[str, str] = {}
-        known = self._read("recipe.json")
+        known = read_json(self.path / "recipe.json")
         if known is None:
             self._write_recipe(trained_on, [])
         else:
@@ -100,7 +118,7 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """Return result.json of a finished run: {"best", "last", "step", "packs"}, or None."""
-        return self._read("result.json", {"best", "last", "step", "packs"})
+        return read_json(self.path / "result.json", RESULT)
 
     def save(
         self,
@@ -129,6 +147,17 @@ class RunFolder:
         """Write result.json: the run is over. `best` has the number of the best checkpoint and its figures by pack."""
         with whole_file(self.path / "result.json", "w") as file:
             json.dump({"best": best["number"], "last": last, "step": step, "packs": best["packs"]}, file, indent=1)
+
+    def write_distances(self, distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Write pack -> (squared L2 (P,), whether same (P,)) of the best checkpoint as distances.npz."""
+        arrays = {f"{part}/{name}": found[at] for name, found in distances.items() for at, part in enumerate(PAIRS)}
+        with whole_file(self.path / "distances.npz") as file:
+            np.savez(file, **arrays)
+
+    def write_machine(self, machine: Mapping[str, str]) -> None:
+        """Write what the run goes on from here on as machine.json."""
+        with whole_file(self.path / "machine.json", "w") as file:
+            json.dump(dict(machine), file, indent=1)
 
     def write_diagnosis(self, found: Mapping[str, Any]) -> Path:
         """Write `found` of a step that is not finite as diverged.json, the one before it gone, and return its path."""
@@ -179,17 +208,44 @@ class RunFolder:
             raise InputError(f"{damaged}, and no other state in {folder} is whole - remove {folder} to start anew")
         return None
 
-    def _read(self, name: str, keys: Set[str] = frozenset()) -> dict[str, Any] | None:
-        path = self.path / name
-        try:
-            found = json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error}) - remove it, or choose another out") from error
-        if not isinstance(found, dict) or not keys <= set(found):
-            raise InputError(f"{path}: not what training wrote - remove it, or choose another out")
-        return found
+
+def read_json(path: Path, keys: Set[str] = frozenset()) -> dict[str, Any] | None:
+    """Return the object in `path`, None where there is no such file; raises InputError where it lacks `keys`."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}) - remove it, or choose another out") from error
+    if not isinstance(found, dict) or not keys <= set(found):
+        raise InputError(f"{path}: not what training wrote - remove it, or choose another out")
+    return found
+
+
+def best_of(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return number and figures (pack -> `Verification.as_dict`) of the best checkpoint so far of the run in `path`.
+
+    0 and nothing where none was saved.
+    """
+    result = read_json(path / "result.json", RESULT)
+    if result is not None:
+        return result["best"], result["packs"]
+    for file in sorted(path.glob("state/*.json"), reverse=True):
+        best = (read_json(file) or {}).get("best", {})
+        return best.get("number", 0), best.get("packs", {})
+    return 0, {}
+
+
+def distances_of(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return what `write_distances` wrote of the run in `path`, nothing where it did not."""
+    try:
+        with np.load(path / "distances.npz") as arrays:
+            names = [key.partition("/")[2] for key in arrays if key.startswith(f"{PAIRS[0]}/")]
+            return {name: tuple(arrays[f"{part}/{name}"] for part in PAIRS) for name in names}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path / 'distances.npz'}: cannot be read ({error}) - remove it") from error
 
 
 def _read_state(file: Path) -> State:
