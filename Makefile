@@ -53,9 +53,11 @@ lint: .venv/.installed ## style and format, as ruff sees them
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-bench: .venv/.installed ## ratios: a training step against the original graph, the head's memory against InsightFace's
+bench: .venv/.installed ## ratios: a training step, the head's memory, verification and LFR scoring against the originals'
 	.venv/bin/python benchmarks/training_step.py
 	.venv/bin/python benchmarks/head_memory.py
+	OPENBLAS_NUM_THREADS=1 .venv/bin/python benchmarks/verification.py
+	.venv/bin/python benchmarks/lfr_scoring.py
 
 clean: ## remove what was built (.venv too), never runs/ or data
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -35,16 +36,17 @@ out, count = np.empty((side, side), np.float32), 0
 np.dot(rows[0], rows[1].T, out=out)
 print(flush=True)
 sys.stdin.readline()
-start = time.perf_counter()
+start, cpu = time.perf_counter(), time.process_time()
 while time.perf_counter() - start < seconds:
     np.dot(rows[0], rows[1].T, out=out)
     count += 1
-print(2 * side * side * dimensions * count / (time.perf_counter() - start))
+done = 2 * side * side * dimensions * count
+print(done / (time.perf_counter() - start), done / (time.process_time() - cpu))
 """
 
 
-def sgemm_rate(dimensions: int, processes: int) -> float:
-    """Return the operations a second of `processes` processes that multiply at the same time."""
+def sgemm_rates(dimensions: int, processes: int) -> tuple[float, float]:
+    """Return the operations a second, and a CPU second, of `processes` processes that multiply at the same time."""
     command = [sys.executable, "-c", PRODUCTS, str(dimensions)]
     environment = {**one_blas_thread(), **os.environ}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -54,7 +56,8 @@ def sgemm_rate(dimensions: int, processes: int) -> float:
     for process in running:
         process.stdin.write("\n")
         process.stdin.flush()
-    return sum(float(process.communicate()[0]) for process in running)
+    rates = [list(map(float, process.communicate()[0].split())) for process in running]
+    return sum(rate for rate, _ in rates), statistics.mean(rate for _, rate in rates)
 
 
 def write_test_set(path: Path, rows: int, dimensions: int) -> None:
@@ -72,17 +75,14 @@ def write_test_set(path: Path, rows: int, dimensions: int) -> None:
     np.savetxt(f"{path}.txt", labels, fmt="%d")
 
 
-def score_seconds(path: Path, processes: int) -> float:
-    """Return how long the command takes."""
+def score_seconds(path: Path, processes: int) -> tuple[float, float]:
+    """Return how long the command takes, by the clock and in CPU time."""
     command = [str(Path(sys.executable).with_name("vargface")), "lfr", "score", str(path), f"{path}.txt"]
-    start = time.perf_counter()
-    subprocess.run(
-        [*command, "--fpr", "1e-6", "--processes", str(processes)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    return time.perf_counter() - start
+    command += ["--fpr", "1e-6", "--processes", str(processes)]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -94,21 +94,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(f"{options.dimensions}-d, {options.processes} processes of one BLAS thread, median of {options.rounds}")
-    print("     rows  seconds  GFLOP/s  sgemm GFLOP/s   of it  hours for 1,862,120: 1, 4, 16 machines")
+    print("     rows  seconds  CPU s  GFLOP/s  sgemm   of it  by CPU time  hours for 1,862,120 on 1, 4, 16 machines")
     with tempfile.TemporaryDirectory() as folder:
         for rows in options.rows:
             path = Path(folder) / f"{rows}.bin"
             write_test_set(path, rows, options.dimensions)
-            rates, seconds = [], []
-            for _ in range(options.rounds):
-                rates.append(sgemm_rate(options.dimensions, options.processes))
-                seconds.append(score_seconds(path, options.processes))
-            took, rate = statistics.median(seconds), statistics.median(rates)
-            reached = rows * (rows - 1) * options.dimensions / took
-            hours = took * (CHALLENGE_ROWS / rows) ** 2 / 3600
+            figures = [
+                (*sgemm_rates(options.dimensions, options.processes), *score_seconds(path, options.processes))
+                for _ in range(options.rounds)
+            ]
+            rate, cpu_rate, seconds, cpu_seconds = (statistics.median(column) for column in zip(*figures))
+            work = rows * (rows - 1) * options.dimensions
+            by_clock, by_cpu = work / seconds / rate, work / cpu_seconds / cpu_rate
+            hours = cpu_seconds / options.processes * (CHALLENGE_ROWS / rows) ** 2 / 3600
             projected = ", ".join(f"{hours / machines:.2f}" for machines in (1, 4, 16))
-            figures = f"{took:>7.2f}  {reached / 1e9:>7.0f}  {rate / 1e9:>13.0f}  {reached / rate:>6.1%}"
-            print(f"{rows:>9,}  {figures}  {projected}", flush=True)
+            print(
+                f"{rows:>9,}  {seconds:>7.1f}  {cpu_seconds:>5.1f}  {work / seconds / 1e9:>7.0f}  {rate / 1e9:>5.0f}"
+                f"  {by_clock:>6.1%}  {by_cpu:>11.1%}  {projected}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

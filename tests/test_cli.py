@@ -350,7 +350,7 @@ def test_verify_draws_what_a_person_should_look_at(data, teacher, tmp_path, caps
         assert cv2.imread(str(picture)).shape[1] > 500
 
 
-def test_verify_tells_what_may_explain_norms_out_of_the_ordinary(data, teacher, capsys, monkeypatch):
+def test_verify_tells_what_may_explain_norms_out_of_the_ordinary(data, teacher, caplog, monkeypatch):
     def embed(self, images):
         rows = np.ones((len(images), 16), np.float32)
         rows[0] *= 1000
@@ -358,7 +358,7 @@ def test_verify_tells_what_may_explain_norms_out_of_the_ordinary(data, teacher, 
 
     monkeypatch.setattr(FrozenNetwork, "__call__", embed)
     assert main(["verify", "--model", teacher, str(data / "pairs.bin")]) == 0
-    assert "pairs: 1 images have norms 3 times off the median 4: image 0 (pair 0) 4000" in capsys.readouterr().err
+    assert "pairs: 1 images have norms 3 times off the median 4: image 0 (pair 0) 4000" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     submit.add_argument("--batch-size", type=_positive, default=32)
     submit.add_argument("--context", default="auto", help="auto, cpu, gpu or gpu(0)")
     submit.set_defaults(goes_on=True)
-    submit.epilog = "example: vargface lfr submit --model student,120 --images iccv19-challenge-data --out feat.bin"
+    submit.epilog = "example: vargface lfr submit --model student,120 --images lfr_images --out feat.bin"
 
     score = add_command(steps, "score", _score, "TPR at a FPR over all pairs, and the curve around it")
     _takes_files(score)
@@ -63,7 +63,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )
     _takes_outputs(score)
     score.set_defaults(goes_on=True)
-    score.epilog = "example: vargface lfr score feat.bin labels.txt --pictures pictures --images iccv19-challenge-data"
+    score.epilog = "example: vargface lfr score feat.bin labels.txt --pictures pictures --images lfr_images"
 
     merge = add_command(steps, "merge", _merge, "the result of all parts of a score")
     _takes_files(merge)
