@@ -195,9 +195,16 @@ def small_disk(tmp_path):
         yield folder
 
 
+def test_a_disk_that_is_too_small_is_told_at_once(arguments, small_disk, capsys, tiny_network):
+    message = refused(arguments(out=small_disk / "run"), capsys)
+    assert message.startswith(f"{small_disk}/run: 0 MB free, the run takes up to")
+    assert everything(small_disk) == set()
+
+
 def test_a_full_disk_leaves_whole_files_and_the_run_goes_on_elsewhere(
-    arguments, small_disk, tmp_path, capsys, tiny_network
+    arguments, small_disk, tmp_path, capsys, tiny_network, monkeypatch
 ):
+    monkeypatch.setattr(fit, "check_space", lambda plan: None)  # others fill it while the run goes on
     message = refused(arguments(out=small_disk / "run"), capsys)
     assert message.startswith(f"{small_disk}/run/")
     assert message.endswith("free space or choose another place")
@@ -235,7 +242,7 @@ def test_another_recipe_in_the_same_folder(arguments, tmp_path, capsys, tiny_net
     assert main(arguments()) == 0
     capsys.readouterr()
     before = everything(tmp_path)
-    assert refused(arguments(m2=0.4), capsys).endswith("holds a run of another recipe (m2 differ) - choose another out")
+    assert refused(arguments(m2=0.4), capsys).endswith("(m2 differ) - choose another out, or allow it by may_change=m2")
     assert everything(tmp_path) == before
 
 

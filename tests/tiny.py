@@ -145,4 +145,5 @@ def small_disk(folder: Path, size: str):
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # lazily: TensorBoard's writer may hold a file that it could not write out
+        subprocess.run(["umount", "-l", str(folder)], check=True)

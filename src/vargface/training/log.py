@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ from vargface.files import whole_file
 from vargface.runtime import mx
 
 __all__ = ["Board", "CsvLog", "Means"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class CsvLog:
@@ -86,10 +90,13 @@ class Board:
             ) from error
 
     def close(self) -> None:
-        """Write out what is still held back."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Write out what is still held back; where that fails, say so: the CSV files have it all."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                logger.warning("%s: not whole (%s)", self._folder, error.strerror)
 
 
 class Means:

@@ -55,8 +55,9 @@ def check_space(plan: Plan) -> None:
     there = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) if out.is_dir() else 0
     space = space_of(plan)
     needed = space.of_run(plan.recipe.generations) - there
-    free = shutil.disk_usage(existing).free
-    if free < needed:
+    total, _, free = shutil.disk_usage(existing)
+    # what has no size at all (/proc) is no disk: writing there says what is wrong
+    if total and free < needed:
         raise InputError(
             f"{out}: {free / 1e6:,.0f} MB free, the run takes up to {needed / 1e6:,.0f} MB (a state is "
             f"{space.state / 1e6:,.0f} MB, a checkpoint {space.checkpoint / 1e6:,.0f} MB) - free space or choose "
