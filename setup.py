@@ -8,6 +8,7 @@ PACKAGE_DIR = {
     "vargface.data": "src/vargface/data",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
     "vargface.training": "src/vargface/training",
+    "vargface.teachers": "src/vargface/teachers",
     "vargface.symbols": "symbols",
     "vargface.eval": "eval",
     "vargface.eval.lfr": "eval/lfr",

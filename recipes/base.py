@@ -27,7 +27,14 @@ recipe = EasyDict(
     m1=1.0,  # these are ArcFace; symbols/margin_softmax.py says what makes CosFace and others
     m2=0.5,
     m3=0.0,
-    teacher="",  # PREFIX,EPOCH; empty: no distillation
+    teacher="",  # PREFIX,EPOCH or FILE.onnx, or several joined by + (their mean on the sphere); empty: no distillation
+    teacher_store="",  # a folder of `vargface teacher-store`: the teacher is looked up there; empty: asked in the loop
+    # with `augment` and a store, what is distilled: the embedding of the face as the data set has it (clean, from the
+    # store) or of the view that the student sees (augmented, in the loop)
+    teacher_view="",
+    # compare with the teacher a learned linear map of the embedding, for a teacher of another embedding size; the map
+    # is no part of the checkpoint
+    teacher_map=False,
     distillation="angular",  # angular (Eq. 5 of the paper), shrink (Eq. 4), cosine
     alpha=7.0,  # weight of the distillation loss
     # steps of the first generation between which the margin loss's say over the backbone rises from 0 to 1
@@ -40,7 +47,7 @@ recipe = EasyDict(
     steps=240_000,  # of one generation
     seed=0,  # of weights, order and mirroring
     mirror=True,  # mirror images at random
-    augment=0.0,  # strength in 0..1 of random turns, shifts, zooms, colours and blur; a teacher sees the same view
+    augment=0.0,  # strength in 0..1 of random turns, shifts, zooms, colours, blur; a teacher in the loop sees the same
     mix=0.0,  # share in 0..1 of faces mixed from two people's, which only the teacher labels; without one: none
     optimizer="sgd",  # sgd (with momentum) or adam
     lr=0.1,

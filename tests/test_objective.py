@@ -9,7 +9,7 @@ import tiny
 from vargface.graph import training_form
 from vargface.runtime import mx
 from vargface.symbols import angular_distillation
-from vargface.training.objective import LABELLED, MARGIN_WEIGHT, Objective
+from vargface.training.objective import LABELLED, MARGIN_WEIGHT, PROBES, Objective
 from vargface.training.teacher import LABEL
 
 BATCH, CLASSES = 4, 5
@@ -38,7 +38,8 @@ def run(symbol, moved=None, **given) -> tuple[list[np.ndarray], dict[str, np.nda
     """One step of `symbol`, always from the same weights (plus `moved`, by name): outputs, and gradient by name."""
     feed = {**labels(), **given}
     names = [name for name in feed if name in symbol.list_arguments()]
-    module = mx.mod.Module(symbol, label_names=names)
+    probes = [name for name in PROBES.values() if name in symbol.list_arguments()]
+    module = mx.mod.Module(symbol, label_names=names, state_names=probes)
     module.bind([("data", (BATCH, 3, 112, 112))], [(name, feed[name].shape) for name in names] or None)
     args, auxs = tiny.weights(tiny.network())
     args.update({name: args[name] + mx.nd.array(by) for name, by in (moved or {}).items()})

@@ -17,6 +17,7 @@ from vargface.errors import InputError
 from vargface.inference import FrozenNetwork
 from vargface.recipe import network_symbol
 from vargface.runtime import mx
+from vargface.teachers import models
 from vargface.training import fit, plan
 from vargface.training.fit import train
 from vargface.training.report import result_of
@@ -65,7 +66,7 @@ def test_the_teacher_is_the_same_after_training_as_before(make, teacher, monkeyp
             super().__init__(checkpoint, *rest)
             made.append((self, checkpoint.source))
 
-    monkeypatch.setattr(fit, "FrozenNetwork", Watched)
+    monkeypatch.setattr(models, "FrozenNetwork", Watched)
     prefix = teacher.partition(",")[0]
     before = Path(f"{prefix}-0003.params").read_bytes()
     due = tiny.numpy_of(tuple(load_checkpoint(teacher)[1:3]))
@@ -321,7 +322,7 @@ def test_the_teacher_is_asked_about_a_view_once_in_all_generations(make, teacher
             super().__init__(checkpoint, *rest)
             self.source = checkpoint.source
 
-    monkeypatch.setattr(fit, "FrozenNetwork", Counted)
+    monkeypatch.setattr(models, "FrozenNetwork", Counted)
     train(make(teacher=teacher, generations=3, steps=12, mirror=False))
     assert len(asked) == len(set(asked)) == tiny.IDENTITIES * tiny.EACH
 

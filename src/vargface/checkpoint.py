@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vargface.errors import InputError
-from vargface.files import whole_file
+from vargface.files import digest, whole_file
 from vargface.runtime import mx
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "load_checkpoint",
     "load_params",
     "matching",
+    "model_digest",
     "parse_model",
     "save_checkpoint",
     "tagged",
@@ -64,11 +65,7 @@ def load_checkpoint(model: str) -> Checkpoint:
     Raises InputError for files that are missing or cannot be read, for a symbol without `fc1_output` (naming what could
     be meant) and for parameters that the symbol needs and the file has not, or has in another shape.
     """
-    prefix, epoch = parse_model(model)
-    symbol_file, params_file = f"{prefix}-symbol.json", f"{prefix}-{epoch:04d}.params"
-    for path in (symbol_file, params_file):
-        if not os.path.isfile(path):
-            raise InputError(f"{path}: no such file - model {model!r} needs {symbol_file} and {params_file}")
+    symbol_file, params_file = _files(model)
     try:
         symbol = mx.sym.load(symbol_file)
     except UnicodeDecodeError as error:  # MXNet's message quotes what it read past the end of a file that was cut
@@ -86,6 +83,24 @@ def load_checkpoint(model: str) -> Checkpoint:
     _check_input(symbol, symbol_file)
     args, auxs = matching(symbol, load_params(params_file), params_file)
     return Checkpoint(symbol, args, auxs, model)
+
+
+def model_digest(model: str) -> str:
+    """Return what tells the checkpoint "PREFIX,EPOCH" from others, wherever it lies: a SHA-256 of its two files.
+
+    Raises InputError for another form and for files that are missing.
+    """
+    return digest(*map(Path, _files(model)))
+
+
+def _files(model: str) -> tuple[str, str]:
+    """Return the symbol's and the parameters' file of "PREFIX,EPOCH". Raises InputError where one is missing."""
+    prefix, epoch = parse_model(model)
+    files = f"{prefix}-symbol.json", f"{prefix}-{epoch:04d}.params"
+    for path in files:
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: no such file - model {model!r} needs {files[0]} and {files[1]}")
+    return files
 
 
 def _check_input(symbol: mx.sym.Symbol, symbol_file: str) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vargface import runtime
 from vargface.commands import add_command as _command
-from vargface.commands import lfr, runs, verify
+from vargface.commands import lfr, runs, teacher_store, verify
 from vargface.errors import InputError
 from vargface.files import whole_file
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", _train, "train a teacher or a student by a recipe")
     train.add_argument("recipe", help="a recipe file, or the name of one of this package's")
     _takes_overrides(train, KEY_VALUE)
+    train.add_argument("--generation", type=int, metavar="N", help="this one alone; the ones before it are finished")
     train.set_defaults(goes_on=True)
     train.epilog = "example: vargface train recipes/lfr_student.py data=ms1m teacher=r100/model,0 out=runs/lfr"
 
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     flops.epilog = "example: vargface flops network=resnet num_layers=50"
 
     lfr.add_to(commands)
+    teacher_store.add_to(commands)
     return parser
 
 
@@ -119,7 +121,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from vargface.training.fit import train
     from vargface.training.report import result_of
 
-    folders = train(recipe)
+    folders = train(recipe, arguments.generation)
     print(results_table([result_of(folder) for folder in folders]))
 
 

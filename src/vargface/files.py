@@ -14,7 +14,7 @@ from typing import IO
 
 from vargface.errors import InputError
 
-__all__ = ["locked_folder", "make_folder", "sha256", "whole_file"]
+__all__ = ["digest", "locked_folder", "make_folder", "sha256", "whole_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,3 +101,8 @@ def sha256(*paths: Path) -> str:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def digest(*paths: Path) -> str:
+    """Return what recipes and stores say of files: "sha256 " and the first 16 digits of `sha256`."""
+    return f"sha256 {sha256(*paths)[:16]}"

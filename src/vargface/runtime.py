@@ -30,7 +30,7 @@ from vargface.errors import InputError
 if TYPE_CHECKING:
     import mxnet as mx
 
-__all__ = ["contexts", "cores", "flavours", "machine", "mx", "preload_cuda", "prepare_for_training"]
+__all__ = ["THREADS", "contexts", "cores", "flavours", "machine", "mx", "preload_cuda", "prepare_for_training"]
 
 
 def cores() -> int:
@@ -39,6 +39,9 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
+
+# the threads that the user has asked for, "" where it was left to us
+THREADS = os.environ.get("OMP_NUM_THREADS", "")
 
 # Set before MXNet is loaded, which reads them once; a value that the user has set wins.
 ENVIRONMENT = {

@@ -21,7 +21,7 @@ from vargface.data.records import FaceRecords
 from vargface.errors import InputError
 from vargface.runtime import mx
 
-__all__ = ["NOBODY", "FaceIterator", "epoch_order", "mirror_bits"]
+__all__ = ["NOBODY", "FaceIterator", "epoch_order", "mirror_bits", "read_face"]
 
 # the label of a face mixed from two: no identity's
 NOBODY = -1.0
@@ -253,13 +253,13 @@ def _decode(records: FaceRecords, positions: np.ndarray, sampling: _Sampling, ep
     identities = np.empty(len(positions), dtype=np.float32)
     mirrored = sampling.mirrored(positions, epoch)
     for row, position in enumerate(positions):
-        identities[row], image = _image(records, position)
+        identities[row], image = read_face(records, position)
         image = image[:, :: -1 if mirrored[row] else 1]
         if sampling.augment or sampling.mix:
             draws = Draws(sampling.seed, epoch, int(position))
             if draws() < sampling.mix:
                 other = int(draws() * sampling.count)
-                image = mixed(image, _image(records, other)[1][:, :: -1 if draws() < 0.5 else 1], draws)
+                image = mixed(image, read_face(records, other)[1][:, :: -1 if draws() < 0.5 else 1], draws)
                 identities[row] = NOBODY
             image = augmented(image, sampling.augment, draws)
         # OpenCV decodes to (H, W, blue green red)
@@ -267,8 +267,11 @@ def _decode(records: FaceRecords, positions: np.ndarray, sampling: _Sampling, ep
     return _Samples(data, identities, positions, mirrored)
 
 
-def _image(records: FaceRecords, position: int) -> tuple[float, np.ndarray]:
-    """Return the label and the image (H, W, 3) uint8, blue green red, at `position`."""
+def read_face(records: FaceRecords, position: int) -> tuple[float, np.ndarray]:
+    """Return the label and the image (H, W, 3) uint8, blue green red, at `position`.
+
+    Raises InputError, naming the record, where it cannot be decoded or is not of the size that `property` gives.
+    """
     height, width = records.image_size
     identity, encoded = records.read(position)
     image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)

@@ -8,6 +8,7 @@ face2rec2.py. Read too: a 'shuffled' file of images only, with or without an ind
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import warnings
 from collections.abc import Callable
@@ -84,6 +85,11 @@ class FaceRecords:
     def name(self, position: int) -> str:
         """Return how messages call the image at `image_keys[position]`: file and record number."""
         return f"{self._file.path}: record {self.image_keys[position]}"
+
+    def index_digest(self) -> str:
+        """Return what tells this order of images from others: a SHA-256 of the record numbers and their places."""
+        places = np.stack([self.image_keys, self._offsets]).astype("<i8")
+        return f"sha256 {hashlib.sha256(places.tobytes()).hexdigest()[:16]}"
 
     def close(self) -> None:
         """Give the file back to the system; further reads fail."""

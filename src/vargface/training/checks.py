@@ -59,8 +59,28 @@ def check_recipe(recipe: EasyDict) -> None:
     if recipe.distillation not in angular_distillation.FORMS:
         forms = ", ".join(angular_distillation.FORMS)
         raise InputError(f"distillation = {recipe.distillation!r}: must be one of {forms}")
+    _check_view(recipe)
     ramp = recipe.margin_ramp
     if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1]:
         raise InputError(f"margin_ramp = {ramp}: must be two rising step numbers, e.g. [1000, 3000]")
     if recipe.teacher and ramp[1] > recipe.steps:
         raise InputError(f"margin_ramp = {ramp}: must end by steps = {recipe.steps}")
+
+
+def _check_view(recipe: EasyDict) -> None:
+    """Raise InputError where it is not said, or cannot be, what a teacher is asked about or a store looked up for."""
+    view, stored = recipe.teacher_view, bool(recipe.teacher_store)
+    if stored and not recipe.teacher:
+        raise InputError(f"teacher_store = {recipe.teacher_store}: whose it must be is not said - add teacher=")
+    if view not in ("", "clean", "augmented"):
+        raise InputError(f"teacher_view = {view!r}: must be clean or augmented")
+    if view == "clean" and not stored:
+        raise InputError("teacher_view = 'clean': needs a teacher_store, the loop has the augmented view alone")
+    if view == "clean" and recipe.mix:
+        raise InputError(f"mix = {recipe.mix}: a face of two has no clean view - set mix=0 or teacher_view=augmented")
+    if stored and not view and (recipe.augment or recipe.mix):
+        key = "augment" if recipe.augment else "mix"
+        raise InputError(
+            f"{key} = {recipe[key]}: the teacher_store knows clean faces alone - say teacher_view=clean (their "
+            "embeddings are distilled) or teacher_view=augmented (ask the teacher in the loop, the store unused)"
+        )

@@ -22,6 +22,7 @@ from vargface.errors import InputError
 from vargface.files import locked_folder
 from vargface.inference import FrozenNetwork
 from vargface.runtime import machine, mx
+from vargface.teachers.store import TeacherStore
 from vargface.training.diagnosis import diagnose
 from vargface.training.initialise import Start
 from vargface.training.interrupt import interrupt_after_step
@@ -33,8 +34,9 @@ from vargface.training.run_folder import RunFolder
 from vargface.training.schedule import learning_rate_schedule, ramp
 from vargface.training.space import check_space
 from vargface.training.step import NotFinite, Step
-from vargface.training.teacher import TaughtIterator, Teacher
+from vargface.training.teacher import TaughtIterator, Teacher, labels_of
 from vargface.training.verifier import mean_accuracy, verify_packs
+from vargface.training.watch import Watch
 
 __all__ = ["train"]
 
@@ -43,28 +45,32 @@ logger = logging.getLogger(__name__)
 VERIFY_BATCH = 32
 
 
-def train(recipe: EasyDict) -> list[RunFolder]:
-    """Train all generations of `recipe` and return their finished folders: OUT, OUT/gen-2, ...
+def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
+    """Train all generations of `recipe`, or `generation` alone, and return their finished folders: OUT, OUT/gen-2, ...
+
+    With `generation` the folders up to that one are returned, and the ones before it must be finished.
 
     Raises InputError for anything in the recipe, the data, the teacher or the run folder that cannot be used, before
     anything is written where possible.
     """
     if not recipe.out:
         raise InputError("out is not given - add out=FOLDER")
+    if generation is not None and generation < 1:
+        raise InputError(f"--generation {generation}: the first one is 1")
     plan = make_plan(recipe)
     check_space(plan)
-    teacher = None
-    if plan.teacher is not None:
-        network = FrozenNetwork(plan.teacher, min(VERIFY_BATCH, recipe.batch_size), plan.devices[0])
-        teacher = Teacher(network, len(plan.records), two_views=not (recipe.augment or recipe.mix))
+    teacher = labels_of(plan.teacher, recipe, len(plan.records), plan.devices[0])
     folders: list[RunFolder] = []
     weights = None
     with locked_folder(recipe.out) as out:
-        for generation in range(1, recipe.generations + 1):
-            folder = RunFolder(out if generation == 1 else out / f"gen-{generation}", recipe, plan.trained_on)
+        for number in range(1, (generation or recipe.generations) + 1):
+            path = out if number == 1 else out / f"gen-{number}"
+            if number < (generation or 1) and not (path / "result.json").exists():
+                raise InputError(f"{path}: generation {number} is not finished - run it first: --generation {number}")
+            folder = RunFolder(path, recipe, plan.trained_on)
             folders.append(folder)
             if folder.result is None:
-                weights = _Generation(plan, folder, teacher, generation).fit(weights or plan.initial)
+                weights = _Generation(plan, folder, teacher, number).fit(weights or plan.initial)
             else:
                 logger.info("%s: finished already, not run again", folder.path)
                 weights = _last_weights(folder, plan.network)
@@ -88,13 +94,14 @@ def _last_weights(folder: RunFolder, network: mx.sym.Symbol) -> tuple[Params, Pa
 class _Generation:
     """One generation in training."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, teacher: Teacher | None, generation: int) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, teacher: Teacher | TeacherStore | None, generation: int) -> None:
         self._folder, self._network, self._packs, self._objective = folder, plan.network, plan.packs, plan.objective
         self._recipe = recipe = folder.recipe
         self._step, self._number, self._verified, self._skipped = 0, 0, 0, 0
         self._best: dict[str, Any] = {"number": 0, "score": -1.0, "packs": {}}
         # the generation before has learnt the margin: the next one has it all along
         self._ramp = recipe.margin_ramp if generation == 1 else [0, 0]
+        self._watch = Watch(recipe)
         seed = recipe.seed + generation - 1
         self._faces: Any = FaceIterator(
             plan.records,
@@ -111,11 +118,15 @@ class _Generation:
         if MARGIN_WEIGHT in self._objective.label_names:
             self._labels.append(mx.io.DataDesc(MARGIN_WEIGHT, (recipe.batch_size,)))
         self._module = mx.mod.Module(
-            self._objective.symbol, label_names=self._objective.label_names, context=plan.devices, logger=logger
+            self._objective.symbol,
+            label_names=self._objective.label_names,
+            state_names=self._objective.probes,
+            context=plan.devices,
+            logger=logger,
         )
         part = recipe.batch_size // recipe.accumulate
         data, labels = ([_of_size(part, desc) for desc in descs] for descs in (self._faces.provide_data, self._labels))
-        self._module.bind(data, labels, grad_req="write" if recipe.accumulate == 1 else "add")
+        self._module.bind(data, labels, grad_req=self._objective.grad_req("write" if recipe.accumulate == 1 else "add"))
         self._take_step = Step(self._module, self._objective.outputs, recipe.accumulate)
         self._device, self._records = plan.devices[0], plan.records
 
@@ -124,7 +135,7 @@ class _Generation:
         recipe = self._recipe
         self._start(weights)
         self._folder.write_machine(machine())
-        means = Means(self._objective.outputs, recipe.batch_size // recipe.accumulate)
+        means = Means(self._objective.outputs, recipe.batch_size // recipe.accumulate, self._objective.spread)
         name = str(self._folder.path)
         with interrupt_after_step() as stop, contextlib.closing(self._folder.board), tqdm(
             total=recipe.steps, initial=self._step, unit="step", disable=None, desc=name
@@ -252,7 +263,7 @@ class _Generation:
         return self._module._optimizer.learning_rate
 
     def _log(self, means: Means, bar: tqdm) -> None:
-        row = self._objective.of_labelled(means.take())
+        row = {**self._objective.of_labelled(means.take()), **self._objective.gradient_norms(self._module)}
         if self._recipe.skip_steps:
             row["steps_left_out"] = self._skipped
         shown = {"loss": row["margin_loss"] + row.get("distillation_loss", 0.0), "img/s": row["images_per_second"]}
@@ -260,6 +271,8 @@ class _Generation:
         place = {"step": self._step, "epoch": self._faces.epoch, "lr": self._lr}
         self._folder.log.write({**place, **row})
         self._folder.board.write(self._step, {f"train/{name}": value for name, value in {**place, **row}.items()})
+        for warning in self._watch({**place, **row}):
+            logger.warning("%s: step %d: %s", self._folder.path, self._step, warning)
 
     def _verify_and_save(self) -> None:
         args, auxs = params = self._params()

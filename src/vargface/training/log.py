@@ -102,8 +102,9 @@ class Board:
 class Means:
     """Means of the outputs of steps since the last look."""
 
-    def __init__(self, names: Sequence[str], batch_size: int) -> None:
-        self._names, self._batch_size = list(names), batch_size
+    def __init__(self, names: Sequence[str], batch_size: int, spread: Sequence[str] = ()) -> None:
+        """Take the names of the outputs; those in `spread` get their 5th and 95th percentile over samples, too."""
+        self._names, self._batch_size, self._spread = list(names), batch_size, set(spread)
         self._kept: list[list[mx.nd.NDArray]] = []
         self._since = time.perf_counter()
 
@@ -114,10 +115,12 @@ class Means:
     def take(self) -> dict[str, float]:
         """Return name -> mean over samples and steps (nan of none), with `images_per_second`, and start anew."""
         columns = zip(*self._kept) if self._kept else [()] * len(self._names)
-        means = {
-            name: float(np.mean([a.asnumpy().mean() for a in arrays])) if arrays else math.nan
-            for name, arrays in zip(self._names, columns)
-        }
+        means = {}
+        for name, arrays in zip(self._names, columns):
+            values = np.stack([array.asnumpy() for array in arrays]) if arrays else np.full((1, 1), math.nan)
+            means[name] = float(np.mean(values.mean(axis=1)))
+            if name in self._spread:
+                means[f"{name}_p5"], means[f"{name}_p95"] = map(float, np.percentile(values, (5, 95)))
         now = time.perf_counter()
         means["images_per_second"] = len(self._kept) * self._batch_size / max(now - self._since, 1e-9)
         self._kept, self._since = [], now

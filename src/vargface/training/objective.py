@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from easydict import EasyDict
 
 from vargface.graph import training_form
@@ -15,25 +16,37 @@ __all__ = ["MARGIN_WEIGHT", "Objective"]
 LABELLED = "labelled"
 # the margin softmax's say over the backbone, (N,), fed as a label where the recipe ramps it
 MARGIN_WEIGHT = "margin_weight"
+# column of the log -> (N, D) of zeros that is added to the embedding on its way to that loss: the gradient there is the
+# loss's own, which at the embedding itself has been summed with the other's
+PROBES = {"margin_gradient": "margin_probe", "distillation_gradient": "distillation_probe"}
 
 
 class Objective:
-    """The training symbol of a recipe and the names of its outputs, each (N,): `symbol`, `outputs`, `label_names`."""
+    """The training symbol of a recipe and the names of its outputs, each (N,): `symbol`, `outputs`, `label_names`.
 
-    def __init__(self, network: mx.sym.Symbol, recipe: EasyDict, num_classes: int) -> None:
-        """Build it on `network` (ends in `fc1`), for `num_classes` identities; distils if `recipe.teacher` is set."""
+    probes: the names of the module's states, which stay zero; spread: outputs whose percentiles are worth logging.
+    """
+
+    def __init__(
+        self, network: mx.sym.Symbol, recipe: EasyDict, num_classes: int, teacher_size: int | None = None
+    ) -> None:
+        """Build it on `network` (ends in `fc1`), for `num_classes` identities; distils if `recipe.teacher` is set.
+
+        teacher_size: D of the teacher's embeddings, to which `recipe.teacher_map` maps the student's; None: as theirs.
+        """
         embedding = training_form(network)
         label = mx.sym.Variable("softmax_label")
         distils = bool(recipe.teacher)
+        self._of_probe: dict[str, str] = {}
         self.label_names = ["softmax_label", LABEL] if distils else ["softmax_label"]
-        classified = embedding
+        classified = self._probed(embedding, "margin_gradient")
         if distils and recipe.margin_ramp[1] > 0:
             self.label_names.append(MARGIN_WEIGHT)
             weight = mx.sym.expand_dims(mx.sym.Variable(MARGIN_WEIGHT), axis=1)
             # the value is the embedding's, the gradient that reaches it `weight` times what the head sends; the class
             # centres (fc7) learn at full rate from the start
-            learned = mx.sym.broadcast_mul(embedding, weight)
-            classified = learned + mx.sym.BlockGrad(embedding - learned)
+            learned = mx.sym.broadcast_mul(classified, weight)
+            classified = learned + mx.sym.BlockGrad(classified - learned)
         margin = margin_softmax.get_symbol(
             classified,
             label,
@@ -47,8 +60,12 @@ class Objective:
         outputs = {"margin_loss": margin.loss, "train_accuracy": margin.correct, "target_cosine": margin.target_cosine}
         self._of_labelled = list(outputs)
         if distils:
+            compared = self._probed(embedding, "distillation_gradient")
+            if recipe.teacher_map:
+                size = teacher_size or recipe.embedding_size
+                compared = mx.sym.FullyConnected(compared, num_hidden=size, no_bias=True, name="teacher_map")
             distillation = angular_distillation.get_symbol(
-                embedding, mx.sym.Variable(LABEL), form=recipe.distillation, weight=recipe.alpha
+                compared, mx.sym.Variable(LABEL), form=recipe.distillation, weight=recipe.alpha
             )
             outputs["distillation_loss"] = distillation.loss
             outputs["teacher_cosine"] = distillation.teacher_cosine
@@ -56,7 +73,32 @@ class Objective:
         if distils and recipe.mix:
             outputs[LABELLED] = mx.sym.BlockGrad(label >= 0)
         self.outputs = list(outputs)
+        self.probes = list(self._of_probe)
+        self.spread = ["teacher_cosine"] if distils else []
         self.symbol = mx.sym.Group(list(outputs.values()))
+
+    def _probed(self, embedding: mx.sym.Symbol, column: str) -> mx.sym.Symbol:
+        self._of_probe[PROBES[column]] = column
+        return embedding + mx.sym.Variable(PROBES[column])
+
+    def grad_req(self, parameters: str) -> dict[str, str]:
+        """Return `grad_req` of `Module.bind`: `parameters` ("write" or "add") for those, and the probes' own."""
+        inputs = {"data", *self.label_names}
+        names = [name for name in self.symbol.list_arguments() if name not in inputs]
+        return {name: "write" if name in self.probes else parameters for name in names}
+
+    def gradient_norms(self, module: mx.mod.Module) -> dict[str, float]:
+        """Return each loss's `..._gradient`: the norm of its gradient at an embedding, mean over the last batch.
+
+        `module` is bound with `probes` as its states, and `grad_req`. The gradients are of the sum over samples, what
+        weighs a loss included.
+        """
+        executors = module._exec_group.execs
+        norms = {
+            column: [mx.nd.norm(executor.grad_dict[probe], axis=1).asnumpy() for executor in executors]
+            for probe, column in self._of_probe.items()
+        }
+        return {column: float(np.concatenate(found).mean()) for column, found in norms.items()}
 
     def of_labelled(self, means: dict[str, float]) -> dict[str, float]:
         """Return `means` of the outputs with those of the margin softmax over the labelled samples alone."""

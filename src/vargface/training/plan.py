@@ -9,17 +9,20 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from vargface.checkpoint import Checkpoint, Params, load_checkpoint, matching, parse_model, tagged
+from vargface.checkpoint import Params, load_checkpoint, matching, model_digest, tagged
 from vargface.data.iterator import FaceIterator
 from vargface.data.packs import Pack
 from vargface.data.records import FaceRecords
 from vargface.errors import InputError
-from vargface.files import sha256
+from vargface.files import digest
 from vargface.recipe import network_symbol
 from vargface.runtime import contexts, mx
+from vargface.teachers.models import TeacherModels, teacher_digest
+from vargface.teachers.store import TeacherStore
 from vargface.training.checks import check_recipe
 from vargface.training.objective import Objective
 from vargface.training.schedule import learning_rate_schedule
+from vargface.training.teacher import looked_up
 from vargface.training.verifier import check_images, find_packs
 
 __all__ = ["Plan", "check_settings", "make_plan"]
@@ -34,7 +37,8 @@ class Plan:
     """A recipe that can be trained.
 
     trained_on: what the run is made of, wherever it lies: `data`, `teacher` and `init` as text with a SHA-256, empty
-    where there is none. initial: the weights of `init`, (args, auxs).
+    where there is none. teacher: its models, to be asked in the loop, or a store, to be looked up in. initial: the
+    weights of `init`, (args, auxs).
     """
 
     recipe: EasyDict
@@ -43,7 +47,7 @@ class Plan:
     network: mx.sym.Symbol
     objective: Objective
     devices: list[mx.Context]
-    teacher: Checkpoint | None
+    teacher: TeacherModels | TeacherStore | None
     initial: tuple[Params, Params] | None
     trained_on: dict[str, str]
 
@@ -52,10 +56,10 @@ def check_settings(recipe: EasyDict) -> None:
     """Raise InputError for what is wrong with `recipe` whatever data it is trained on."""
     check_recipe(recipe)
     network = network_symbol(recipe)
-    _objective(network, recipe, 2)
     learning_rate_schedule(recipe)
     _devices(recipe)
-    _teacher(recipe)
+    # a store can only be held against its data
+    _objective(network, recipe, 2, None if looked_up(recipe) else _teacher(recipe, None))
     _initial(recipe, network)
 
 
@@ -75,28 +79,31 @@ def make_plan(recipe: EasyDict) -> Plan:
     FaceIterator(records, recipe.batch_size)  # refuses a batch that the data set does not fill
     network = network_symbol(recipe)
     learning_rate_schedule(recipe)
+    teacher = _teacher(recipe, records)
     plan = Plan(
         recipe=recipe,
         records=records,
         packs=packs,
         network=network,
-        objective=_objective(network, recipe, records.num_identities),
+        objective=_objective(network, recipe, records.num_identities, teacher),
         devices=_devices(recipe),
-        teacher=_teacher(recipe),
+        teacher=teacher,
         initial=_initial(recipe, network),
         trained_on={
             "data": f"{len(records)} images of {records.num_identities} identities, {_data_digest(Path(recipe.data))}",
-            "teacher": _model_digest(recipe.teacher),
-            "init": _model_digest(recipe.init),
+            "teacher": teacher_digest(recipe.teacher) if recipe.teacher else "",
+            "init": model_digest(recipe.init) if recipe.init else "",
         },
     )
     check_images(packs)  # now, not at the first verification, hours into the training
     return plan
 
 
-def _objective(network: mx.sym.Symbol, recipe: EasyDict, num_classes: int) -> Objective:
+def _objective(
+    network: mx.sym.Symbol, recipe: EasyDict, num_classes: int, teacher: TeacherModels | TeacherStore | None
+) -> Objective:
     try:
-        return Objective(network, recipe, num_classes)
+        return Objective(network, recipe, num_classes, teacher.embedding_size if teacher else None)
     except ValueError as error:
         raise InputError(f"recipe: {error}") from error
 
@@ -111,16 +118,22 @@ def _devices(recipe: EasyDict) -> list[mx.Context]:
     return devices
 
 
-def _teacher(recipe: EasyDict) -> Checkpoint | None:
+def _teacher(recipe: EasyDict, records: FaceRecords | None) -> TeacherModels | TeacherStore | None:
     if not recipe.teacher:
         return None
-    checkpoint = load_checkpoint(recipe.teacher)
-    if checkpoint.embedding_size != recipe.embedding_size:
-        raise InputError(
-            f"teacher {recipe.teacher}: embeds into {checkpoint.embedding_size} dimensions, the student into "
-            f"{recipe.embedding_size} - set embedding_size={checkpoint.embedding_size}"
+    if records is not None and looked_up(recipe):
+        teacher: TeacherModels | TeacherStore = TeacherStore(
+            recipe.teacher_store, records, teacher_digest(recipe.teacher)
         )
-    return checkpoint
+    else:
+        teacher = TeacherModels(recipe.teacher)
+    if teacher.embedding_size != recipe.embedding_size and not recipe.teacher_map:
+        raise InputError(
+            f"teacher {recipe.teacher}: embeds into {teacher.embedding_size} dimensions, the student into "
+            f"{recipe.embedding_size} - set embedding_size={teacher.embedding_size}, or teacher_map=True to learn a "
+            "linear map between the two"
+        )
+    return teacher
 
 
 def _initial(recipe: EasyDict, network: mx.sym.Symbol) -> tuple[Params, Params] | None:
@@ -132,18 +145,7 @@ def _initial(recipe: EasyDict, network: mx.sym.Symbol) -> tuple[Params, Params] 
     return weights
 
 
-def _model_digest(model: str) -> str:
-    if not model:
-        return ""
-    prefix, epoch = parse_model(model)
-    return _digest(Path(f"{prefix}-symbol.json"), Path(f"{prefix}-{epoch:04d}.params"))
-
-
 def _data_digest(folder: Path) -> str:
     """Return what changes with the data set: of its index and property all bytes, of its records the length."""
     small = [path for path in (folder / "train.idx", folder / "property") if path.is_file()]
-    return f"{(folder / 'train.rec').stat().st_size} bytes, {_digest(*small)}"
-
-
-def _digest(*files: Path) -> str:
-    return f"sha256 {sha256(*files)[:16]}"
+    return f"{(folder / 'train.rec').stat().st_size} bytes, {digest(*small)}"

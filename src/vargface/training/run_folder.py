@@ -26,9 +26,11 @@ WHERE = {
     "out",
     "data",
     "teacher",
+    "teacher_store",
     "init",
     "packs",
     "context",
+    "generations",
     "log_every",
     "verify_every",
     "save_every",
@@ -36,7 +38,10 @@ WHERE = {
     "may_change",
 }
 # keys that decide which arrays there are and what they are called: these never change within a run
-SHAPES = {"network", "variant", "multiplier", "num_layers", "output", "embedding_size", "optimizer", "role"}
+SHAPES = {
+    *("network", "variant", "multiplier", "num_layers", "output", "embedding_size", "teacher_map"),
+    *("optimizer", "role"),
+}
 
 # in recipe.json beside the recipe's keys
 TRAINED_ON, CHANGED = "trained_on", "changed"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+from easydict import EasyDict
 
-from vargface.inference import FrozenNetwork
 from vargface.runtime import mx
+from vargface.teachers.models import Network, TeacherModels, unit
+from vargface.teachers.store import TeacherStore
 
-__all__ = ["LABEL", "TaughtIterator", "Teacher"]
+__all__ = ["LABEL", "TaughtIterator", "Teacher", "labels_of", "looked_up"]
 
 LABEL = "teacher_embedding"
 # bytes that remembered embeddings may take; a set that needs more is computed anew each time
 MEMORY = 2 << 30
+# images that it is asked about at a time
+BATCH_SIZE = 32
 
 
 class Teacher:
@@ -22,7 +26,7 @@ class Teacher:
     `two_views` False (the faces are augmented or mixed) no view comes again, and each is asked about.
     """
 
-    def __init__(self, network: FrozenNetwork, num_images: int, two_views: bool = True) -> None:
+    def __init__(self, network: Network, num_images: int, two_views: bool = True) -> None:
         self.embedding_size = size = network.embedding_size
         self._network = network
         self._memory = None
@@ -33,12 +37,12 @@ class Teacher:
     def embeddings(self, batch: mx.io.DataBatch) -> np.ndarray:
         """Return (N, D) float32, unit norm, of the views in a batch of a FaceIterator."""
         if self._memory is None:
-            return _unit(self._network(batch.data[0].asnumpy()))
+            return unit(self._network(batch.data[0].asnumpy()))
         view = batch.mirrored.astype(int), batch.index
         new = np.flatnonzero(~self._known[view])
         if len(new):
             places = view[0][new], view[1][new]
-            self._memory[places] = _unit(self._network(batch.data[0].asnumpy()[new]))
+            self._memory[places] = unit(self._network(batch.data[0].asnumpy()[new]))
             self._known[places] = True
         return self._memory[view]
 
@@ -46,7 +50,7 @@ class Teacher:
 class TaughtIterator(mx.io.DataIter):
     """A FaceIterator whose batches carry the teacher's embeddings (N, D), float32, unit norm, as a label."""
 
-    def __init__(self, faces: mx.io.DataIter, teacher: Teacher) -> None:
+    def __init__(self, faces: mx.io.DataIter, teacher: Teacher | TeacherStore) -> None:
         super().__init__(faces.batch_size)
         self._faces, self._teacher = faces, teacher
         self.provide_data = faces.provide_data
@@ -68,5 +72,17 @@ class TaughtIterator(mx.io.DataIter):
         return batch
 
 
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+def looked_up(recipe: EasyDict) -> bool:
+    """Return whether the teacher's embeddings come from `teacher_store`: unless the view asked for is not in there."""
+    varied = recipe.augment or recipe.mix
+    return bool(recipe.teacher_store) and not (varied and recipe.teacher_view == "augmented")
+
+
+def labels_of(
+    teacher: TeacherModels | TeacherStore | None, recipe: EasyDict, num_images: int, device: mx.Context
+) -> Teacher | TeacherStore | None:
+    """Return where a TaughtIterator gets its labels: a store as it is, models bound to `device`."""
+    if not isinstance(teacher, TeacherModels):
+        return teacher
+    network = teacher.network(min(BATCH_SIZE, recipe.batch_size), device)
+    return Teacher(network, num_images, two_views=not (recipe.augment or recipe.mix))
