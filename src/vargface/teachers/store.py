@@ -13,6 +13,8 @@ Written by `vargface.teachers.writer`, read by training in place of the network 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -102,10 +104,13 @@ def write_contents(folder: Path, contents: Contents) -> None:
 def write_shard(folder: Path, shard: int, embeddings: np.ndarray) -> None:
     """Write shard number `shard`, (n, 2, D), and its checksum after it. Raises InputError where there is no space."""
     file = shard_file(folder, shard)
+    # not straight into the file: numpy's own writing does not notice a disk that is full
+    content = io.BytesIO()
+    np.save(content, embeddings.astype(DTYPE, copy=False))
     with whole_file(file) as out:
-        np.save(out, embeddings.astype(DTYPE, copy=False))
+        out.write(content.getbuffer())
     with whole_file(file.with_suffix(".sha256"), "w") as out:
-        out.write(f"{sha256(file)}  {file.name}\n")
+        out.write(f"{hashlib.sha256(content.getbuffer()).hexdigest()}  {file.name}\n")
 
 
 def shard_fault(folder: Path, shard: int, shape: tuple[int, int, int]) -> str:

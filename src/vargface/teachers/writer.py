@@ -64,8 +64,11 @@ def make_store(teacher: str, data: str, out: str | Path, *, context: str = "auto
         missing = _prepare(folder, contents)
         if missing:
             opened = functools.partial(_embedded, teacher, str(data), context)
-            with _threads(workers):
-                _write(folder, contents, missing, opened, workers)
+            try:
+                with _threads(workers):
+                    _write(folder, contents, missing, opened, workers)
+            finally:
+                _opened.cache_clear()  # one worker is this process
     logger.info("%s: finished, %s", folder, f"{contents.num_bytes:,} bytes")
     return folder
 
