@@ -199,3 +199,100 @@ def test_what_is_logged_of_the_margin_is_of_the_faces_with_an_identity():
 
 def test_without_a_teacher_nothing_is_mixed():
     assert LABELLED not in objective(mix=0.5).outputs
+
+
+# --- the gradient of each loss
+
+
+def probed(found: Objective, parts: int = 1, **given) -> tuple[mx.mod.Module, dict[str, np.ndarray]]:
+    """A module after a step, and the gradient at each of its probes."""
+    feed = {**labels(), **given}
+    names = found.label_names
+    contexts = [mx.cpu(number) for number in range(parts)]
+    module = mx.mod.Module(found.symbol, label_names=names, state_names=found.probes, context=contexts)
+    shapes = [(name, feed[name].shape) for name in names]
+    module.bind([("data", (BATCH, 3, 112, 112))], shapes, grad_req=found.grad_req("write"))
+    args, auxs = tiny.weights(tiny.network(norm=False))
+    centres = mx.nd.array(np.random.default_rng(3).normal(size=(CLASSES, tiny.DIMENSIONS)))
+    module.init_params(mx.init.Xavier(), {**args, "fc7_weight": centres}, auxs, allow_missing=True)
+    images = np.stack([tiny.image(number % tiny.IDENTITIES, number) for number in range(BATCH)]).transpose(0, 3, 1, 2)
+    module.forward_backward(mx.io.DataBatch([mx.nd.array(images)], [mx.nd.array(feed[name]) for name in names]))
+    executors = module._exec_group.execs
+    rows = {
+        name: np.concatenate([executor.grad_dict[name].asnumpy() for executor in executors]) for name in found.probes
+    }
+    return module, rows
+
+
+def without_norm(**keys) -> Objective:
+    return Objective(tiny.network(norm=False), tiny.make_recipe(**keys), CLASSES)
+
+
+def test_a_losses_gradient_at_the_embedding_is_its_own():
+    found = without_norm(teacher="any,0", alpha=3)
+    module, rows = probed(found)
+    embedding = embeddings_without_norm()
+    norm = np.linalg.norm(embedding, axis=1, keepdims=True)
+    student, teacher = embedding / norm, labels()[LABEL]
+    # d alpha |t - s|^2 / d embedding = -2 alpha (t - cos s) / |embedding|
+    cosine = (student * teacher).sum(axis=1, keepdims=True)
+    due = -2 * 3 * (teacher - cosine * student) / norm
+    np.testing.assert_allclose(rows["distillation_probe"], due, rtol=1e-4, atol=1e-5 * np.abs(due).max())
+    norms = found.gradient_norms(module)
+    assert norms["distillation_gradient"] == pytest.approx(np.linalg.norm(due, axis=1).mean(), rel=1e-4)
+    # what reaches the last layer's bias is the sum of both
+    bias = module._exec_group.grad_arrays[module._param_names.index("fc1_bias")][0].asnumpy()
+    both = rows["distillation_probe"] + rows["margin_probe"]
+    np.testing.assert_allclose(bias, both.sum(axis=0), rtol=1e-4, atol=1e-5)
+    assert norms["margin_gradient"] == pytest.approx(np.linalg.norm(rows["margin_probe"], axis=1).mean(), rel=1e-5)
+
+
+def embeddings_without_norm() -> np.ndarray:
+    """The embeddings that `probed` starts from."""
+    symbol = training_form(tiny.network(norm=False))
+    module = mx.mod.Module(symbol, label_names=None)
+    module.bind([("data", (BATCH, 3, 112, 112))], for_training=False)
+    module.init_params(None, *tiny.weights(tiny.network(norm=False)))
+    images = np.stack([tiny.image(number % tiny.IDENTITIES, number) for number in range(BATCH)]).transpose(0, 3, 1, 2)
+    module.forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
+    return module.get_outputs()[0].asnumpy()
+
+
+def test_the_gradients_of_two_contexts_are_those_of_one():
+    found = without_norm(teacher="any,0")
+    (module, one), (split, two) = probed(found), probed(found, parts=2)
+    for name in found.probes:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-6)
+    assert found.gradient_norms(split) == pytest.approx(found.gradient_norms(module), rel=1e-4)
+
+
+def test_the_margins_gradient_has_its_weight_in_it():
+    found = without_norm(teacher="any,0", margin_ramp="0,5")
+    norms = {
+        weight: found.gradient_norms(probed(found, margin_weight=np.full(BATCH, weight, np.float32))[0])
+        for weight in (0.0, 0.25, 1.0)
+    }
+    assert norms[0.0]["margin_gradient"] == 0
+    assert norms[0.25]["margin_gradient"] == pytest.approx(0.25 * norms[1.0]["margin_gradient"], rel=1e-4)
+    assert norms[0.25]["distillation_gradient"] == pytest.approx(norms[1.0]["distillation_gradient"], rel=1e-5)
+
+
+def test_without_a_teacher_there_is_one_gradient_to_watch():
+    assert list(without_norm().gradient_norms(probed(without_norm())[0])) == ["margin_gradient"]
+
+
+def test_through_a_map_the_teacher_may_be_of_another_size():
+    found = Objective(
+        tiny.network(norm=False), tiny.make_recipe(teacher="any,0", teacher_map=True), CLASSES, teacher_size=24
+    )
+    teacher = unit(np.random.default_rng(1).normal(size=(BATCH, 24))).astype(np.float32)
+    module, rows = probed(found, **{LABEL: teacher})
+    weight = module.get_params()[0]["teacher_map_weight"].asnumpy()
+    assert weight.shape == (24, tiny.DIMENSIONS)
+    embedding = embeddings_without_norm()
+    mapped = unit(embedding @ weight.T)
+    values = dict(zip(found.outputs, module.get_outputs()))
+    np.testing.assert_allclose(values["teacher_cosine"].asnumpy(), (mapped * teacher).sum(axis=1), atol=1e-5)
+    # the gradient is that at the embedding, before the map
+    assert rows["distillation_probe"].shape == (BATCH, tiny.DIMENSIONS)
+    assert np.abs(rows["distillation_probe"]).max() > 0

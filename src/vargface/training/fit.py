@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,8 @@ def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
     """
     if not recipe.out:
         raise InputError("out is not given - add out=FOLDER")
-    if generation is not None and generation < 1:
-        raise InputError(f"--generation {generation}: the first one is 1")
+    if generation is not None:
+        _check_forerunners(Path(recipe.out), generation)
     plan = make_plan(recipe)
     check_space(plan)
     teacher = labels_of(plan.teacher, recipe, len(plan.records), plan.devices[0])
@@ -64,10 +65,7 @@ def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
     weights = None
     with locked_folder(recipe.out) as out:
         for number in range(1, (generation or recipe.generations) + 1):
-            path = out if number == 1 else out / f"gen-{number}"
-            if number < (generation or 1) and not (path / "result.json").exists():
-                raise InputError(f"{path}: generation {number} is not finished - run it first: --generation {number}")
-            folder = RunFolder(path, recipe, plan.trained_on)
+            folder = RunFolder(_folder(out, number), recipe, plan.trained_on)
             folders.append(folder)
             if folder.result is None:
                 weights = _Generation(plan, folder, teacher, number).fit(weights or plan.initial)
@@ -75,6 +73,21 @@ def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
                 logger.info("%s: finished already, not run again", folder.path)
                 weights = _last_weights(folder, plan.network)
     return folders
+
+
+def _folder(out: Path, generation: int) -> Path:
+    return out if generation == 1 else out / f"gen-{generation}"
+
+
+def _check_forerunners(out: Path, generation: int) -> None:
+    """Raise InputError where a generation before `generation` is not finished."""
+    if generation < 1:
+        raise InputError(f"--generation {generation}: the first one is 1")
+    for number in range(1, generation):
+        if not (_folder(out, number) / "result.json").exists():
+            raise InputError(
+                f"{_folder(out, number)}: generation {number} is not finished - run it first: --generation {number}"
+            )
 
 
 def _last_weights(folder: RunFolder, network: mx.sym.Symbol) -> tuple[Params, Params]:

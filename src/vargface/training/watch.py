@@ -11,10 +11,10 @@ from easydict import EasyDict
 __all__ = ["Watch"]
 
 # the cosine to the teacher is looked at over a stretch of the run, this share of its steps or as many rows of the log
-STRETCH, LEAST_ROWS = 0.05, 10
-# it stalls if it rises by less from the first half of a stretch to the second, far from the teacher, at a rate that
-# should move it
-STILL, NEAR, SLOW = 0.002, 0.9, 0.1
+STRETCH, LEAST_ROWS = 0.1, 20
+# it stalls if it surely (two standard errors) rises by less from the first half of a stretch to the second, far from
+# the teacher, at a rate that should move it
+STILL, NEAR, SLOW = 0.005, 0.9, 0.1
 # gradients at the embedding this far apart are one loss alone; over so many rows, for a batch may be unlike the others
 APART, ROWS = 100.0, 3
 LEARNED = 0.9
@@ -46,9 +46,11 @@ class Watch:
         if len(self._cosines) < self._cosines.maxlen or row["lr"] < SLOW * self._recipe.lr:
             return ""
         values = np.array(self._cosines)
-        before, now = values[: len(values) // 2].mean(), values[len(values) // 2 :].mean()
+        halves = np.array_split(values, 2)
+        before, now = (half.mean() for half in halves)
+        error = np.sqrt(sum(half.var(ddof=1) / len(half) for half in halves))
         # written so that a cosine that is not a number stalls, too
-        if now - before >= STILL or now >= NEAR:
+        if now - before + 2 * error >= STILL or now >= NEAR:
             return ""
         self._cosines.clear()  # said once a stretch
         if not now > 0.1:
