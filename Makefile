@@ -53,8 +53,9 @@ lint: .venv/.installed ## style and format, as ruff sees them
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-bench: .venv/.installed ## ratios: a training step, the head's memory, verification and LFR scoring against the originals'
+bench: .venv/.installed ## ratios: a training step, a teacher, the head's memory, verification and LFR scoring against the originals'
 	.venv/bin/python benchmarks/training_step.py
+	.venv/bin/python benchmarks/teacher_cost.py
 	.venv/bin/python benchmarks/head_memory.py
 	OPENBLAS_NUM_THREADS=1 .venv/bin/python benchmarks/verification.py
 	.venv/bin/python benchmarks/lfr_scoring.py
