@@ -3,11 +3,11 @@
     python benchmarks/teacher_cost.py [--batch 16] [--threads 2] [--rounds 7] [--ways plain store]
 
 A step is training's own: the next batch decoded, labelled by the teacher, forward, backward, update. Every way runs in
-a process of its own; they take turns, one step each, so that a noisy machine is noisy for all. `measured` is the ratio of
-the medians to the first way. In the loop the teacher is asked about every view anew, as it is where what it said cannot
-be remembered (MS1M, augmented faces). Teachers have random weights, the store random embeddings, the images are noise:
-only the time is of interest. `computed` is the ratio of FLOPs (as the challenge counts them; backward as twice forward,
-the losses left out): what it comes to where both networks run equally efficiently, which was not measured.
+a process of its own; they take turns, one step each, so that a noisy machine is noisy for all. `measured` is the ratio
+of the medians to the first way. In the loop the teacher is asked about every view anew, as it is where what it said
+cannot be remembered (MS1M, augmented faces). Teachers have random weights, the store random embeddings, the images are
+noise: only the time is of interest. `computed` is the ratio of FLOPs (as the challenge counts them; backward as twice
+forward, the losses left out): what it comes to where both networks run equally efficiently, which was not measured.
 """
 
 from __future__ import annotations
