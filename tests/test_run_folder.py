@@ -298,6 +298,14 @@ def test_a_log_has_one_header_however_often_it_is_opened(tmp_path):
         assert list(csv.reader(file)) == [["step", "loss", "pack"], ["1", "0.333333", "a,b"], ["2", "0.666667", "a,b"]]
 
 
+def test_a_column_that_is_younger_than_a_log_is_added_to_it(tmp_path):
+    log = CsvLog(tmp_path / "log.csv")
+    log.write({"step": 1, "loss": 0.5})
+    CsvLog(tmp_path / "log.csv").write({"step": 2, "cosine": 0.1, "loss": 0.25})
+    log.write({"step": 3, "loss": 0.125})
+    assert (tmp_path / "log.csv").read_bytes() == b"step,loss,cosine\r\n1,0.5,\r\n2,0.25,0.1\r\n3,0.125,\r\n"
+
+
 def test_rows_past_a_step_are_dropped_and_so_is_one_that_was_cut_short(tmp_path):
     path = tmp_path / "log.csv"
     log = CsvLog(path)

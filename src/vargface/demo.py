@@ -83,7 +83,8 @@ def _train_all(student: EasyDict, out: Path) -> list[Result]:
         folder = train(teacher)[0]
         rows.append(result_of(folder, "teacher"))
         student.teacher = folder.model(folder.result["best"])
-    plain = {**student, "teacher": "", "generations": 1, "out": str(out / "student-undistilled")}
+    untaught = {"teacher": "", "teacher_store": "", "generations": 1}
+    plain = {**student, **untaught, "out": str(out / "student-undistilled")}
     logger.info("student without distillation: %d steps into %s", student.steps, plain["out"])
     rows += [result_of(folder, "student, no distillation") for folder in train(type(student)(plain))]
     student.out = str(out / "student")

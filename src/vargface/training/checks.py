@@ -74,7 +74,7 @@ def _check_view(recipe: EasyDict) -> None:
         raise InputError(f"teacher_store = {recipe.teacher_store}: whose it must be is not said - add teacher=")
     if view not in ("", "clean", "augmented"):
         raise InputError(f"teacher_view = {view!r}: must be clean or augmented")
-    if view == "clean" and not stored:
+    if view == "clean" and recipe.teacher and not stored:
         raise InputError("teacher_view = 'clean': needs a teacher_store, the loop has the augmented view alone")
     if view == "clean" and recipe.mix:
         raise InputError(f"mix = {recipe.mix}: a face of two has no clean view - set mix=0 or teacher_view=augmented")

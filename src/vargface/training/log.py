@@ -32,10 +32,10 @@ class CsvLog:
     def write(self, row: Mapping[str, object]) -> None:
         """Append `row`, whose keys are the columns. Raises InputError where there is no space or no permission."""
         try:
-            new = not self._path.exists() or self._path.stat().st_size == 0
+            columns = self._columns(row)
             with open(self._path, "a", newline="") as file:
-                writer = csv.DictWriter(file, list(row))
-                if new:
+                writer = csv.DictWriter(file, columns)
+                if file.tell() == 0:
                     writer.writeheader()
                 writer.writerow(
                     {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
@@ -44,6 +44,21 @@ class CsvLog:
             raise InputError(
                 f"{self._path}: cannot write ({error.strerror}) - free space or choose another out"
             ) from error
+
+    def _columns(self, row: Mapping[str, object]) -> list[str]:
+        """Return the file's columns, those of `row` among them: new ones are added, empty in the rows before."""
+        known, rows = [], []
+        with contextlib.suppress(FileNotFoundError), open(self._path, newline="") as file:
+            reader = csv.DictReader(file)
+            known = list(reader.fieldnames or [])
+            rows = list(reader) if set(row) - set(known) else []
+        columns = known + [name for name in row if name not in known]
+        if known and columns != known:
+            with whole_file(self._path, "w") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(rows)
+        return columns
 
     def drop_after(self, step: int) -> None:
         """Take out the rows of steps after `step`, and those that were cut short. Raises InputError as `write` does."""

@@ -39,7 +39,7 @@ def space_of(plan: Plan) -> Space:
     if plan.teacher is not None:
         labels[LABEL] = (1, plan.teacher.embedding_size)
     shapes, _, auxs = symbol.infer_shape(data=data, **labels)
-    inputs = {"data", *labels}
+    inputs = {"data", *labels, *plan.objective.probes}
     learnt = sum(4 * int(np.prod(s)) for name, s in zip(symbol.list_arguments(), shapes) if name not in inputs)
     statistics = sum(4 * int(np.prod(shape)) for shape in auxs)
     weights, _, _ = plan.network.infer_shape(data=data)
