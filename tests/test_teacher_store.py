@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 from vargface.cli import main
-from vargface.data.iterator import FaceIterator, read_face
+from vargface.data.iterator import FaceIterator, face_at
 from vargface.data.recordio import pack, part_bytes
 from vargface.data.records import FaceRecords, RecordWriter
 from vargface.errors import InputError
@@ -59,7 +59,7 @@ def test_it_holds_both_views_of_every_image(made, records, teacher):
     found = opened(made, records, teacher)
     assert found.embedding_size == tiny.DIMENSIONS
     for position in range(COUNT):
-        image = read_face(records, position)[1][:, :, ::-1].transpose(2, 0, 1)
+        image = face_at(records, position)[1][:, :, ::-1].transpose(2, 0, 1)
         for mirrored, view in ((False, image), (True, image[:, :, ::-1])):
             due = unit(network(view[None]))
             row = look_up(found, [position], [mirrored])

@@ -29,7 +29,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    """Make the store."""
     from vargface.teachers.writer import make_store
 
     make_store(arguments.model, arguments.data, arguments.out, context=arguments.context, workers=arguments.workers)

@@ -21,7 +21,7 @@ from vargface.data.records import FaceRecords
 from vargface.errors import InputError
 from vargface.runtime import mx
 
-__all__ = ["NOBODY", "FaceIterator", "epoch_order", "mirror_bits", "read_face"]
+__all__ = ["NOBODY", "FaceIterator", "epoch_order", "face_at", "mirror_bits"]
 
 # the label of a face mixed from two: no identity's
 NOBODY = -1.0
@@ -253,13 +253,13 @@ def _decode(records: FaceRecords, positions: np.ndarray, sampling: _Sampling, ep
     identities = np.empty(len(positions), dtype=np.float32)
     mirrored = sampling.mirrored(positions, epoch)
     for row, position in enumerate(positions):
-        identities[row], image = read_face(records, position)
+        identities[row], image = face_at(records, position)
         image = image[:, :: -1 if mirrored[row] else 1]
         if sampling.augment or sampling.mix:
             draws = Draws(sampling.seed, epoch, int(position))
             if draws() < sampling.mix:
                 other = int(draws() * sampling.count)
-                image = mixed(image, read_face(records, other)[1][:, :: -1 if draws() < 0.5 else 1], draws)
+                image = mixed(image, face_at(records, other)[1][:, :: -1 if draws() < 0.5 else 1], draws)
                 identities[row] = NOBODY
             image = augmented(image, sampling.augment, draws)
         # OpenCV decodes to (H, W, blue green red)
@@ -267,7 +267,7 @@ def _decode(records: FaceRecords, positions: np.ndarray, sampling: _Sampling, ep
     return _Samples(data, identities, positions, mirrored)
 
 
-def read_face(records: FaceRecords, position: int) -> tuple[float, np.ndarray]:
+def face_at(records: FaceRecords, position: int) -> tuple[float, np.ndarray]:
     """Return the label and the image (H, W, 3) uint8, blue green red, at `position`.
 
     Raises InputError, naming the record, where it cannot be decoded or is not of the size that `property` gives.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vargface.data.iterator import read_face
+from vargface.data.iterator import face_at
 from vargface.data.records import FaceRecords
 from vargface.errors import InputError
 from vargface.files import locked_folder
@@ -129,7 +129,7 @@ def _parts(images: range) -> list[range]:
 def _embedded(teacher: str, data: str, context: str, positions: range) -> np.ndarray:
     """Return (n, 2, D) float16, unit norm, both views of the images at `positions`; in a worker."""
     network, records = _opened(teacher, data, context)
-    images = np.stack([read_face(records, position)[1][:, :, ::-1].transpose(2, 0, 1) for position in positions])
+    images = np.stack([face_at(records, position)[1][:, :, ::-1].transpose(2, 0, 1) for position in positions])
     views = [unit(network(view)) for view in (images, images[:, :, :, ::-1])]
     return np.stack(views, axis=1).astype(store.DTYPE)
 
