@@ -28,6 +28,7 @@ from vargface.teachers.writer import make_store
 from vargface.training.teacher import TaughtIterator, Teacher
 
 COUNT = tiny.IDENTITIES * tiny.EACH
+NO_NUMBER = '{"format": 1, "teacher": "t", "index": "i", "images": "many", "embedding_size": 16}'
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +229,7 @@ def test_images_in_another_order_are_other_images_also_without_an_index(data, tm
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "no json", '{"format": 9}', '{"format": 1, "images": 3}'])
+@pytest.mark.parametrize("text", ["{}", "[]", "no json", '{"format": 9}', '{"format": 1, "images": 3}', NO_NUMBER])
 def test_a_store_json_of_another_shape_is_said(made, records, teacher, text):
     (made / "store.json").write_text(text)
     with pytest.raises(

@@ -35,9 +35,9 @@ def models_of(teacher: str) -> list[str]:
     found, end = [], 0
     while end < len(teacher) or not found:
         match = _MODEL.match(teacher, end)
-        if match is None:
+        if match is None or match[1].startswith("+") or match[0] == teacher[end:] != match[1]:
             raise InputError(
-                f"teacher {teacher!r}: must be PREFIX,EPOCH or FILE.onnx, or several of these joined by '+', e.g. "
+                f"model {teacher!r}: must be PREFIX,EPOCH, FILE.onnx or several of these joined by '+', e.g. "
                 "runs/demo/teacher/teacher,1+r50.onnx"
             )
         found.append(match[1])
@@ -79,9 +79,7 @@ class TeacherModels:
         sizes = [model.embedding_size for model in self._models]
         if len(set(sizes)) > 1:
             found = ", ".join(f"{name} into {size}" for name, size in zip(self.names, sizes))
-            raise InputError(
-                f"teacher {teacher}: several can be averaged if they embed into as many dimensions: {found}"
-            )
+            raise InputError(f"teacher {teacher}: models that are averaged embed into as many dimensions, not {found}")
         self.embedding_size = sizes[0]
 
     def network(self, batch_size: int, context: mx.Context) -> Network:

@@ -88,7 +88,10 @@ def read_contents(folder: Path) -> Contents | None:
         found = json.loads(path.read_text())
         if found.pop("format") != FORMAT:
             raise ValueError("written by another version of vargface")
-        return Contents(**found)
+        contents = Contents(**found)
+        if min(contents.images, contents.embedding_size) < 1:
+            raise ValueError("holds nothing")
+        return contents
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

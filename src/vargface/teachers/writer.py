@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 TASK_IMAGES = 128
 BATCH_SIZE = 32
 # what the disk keeps beyond the embeddings: headers and checksums
-SPARE_BYTES = 1 << 20
+SPARE_BYTES = 4 << 20
 
 
 def make_store(teacher: str, data: str, out: str | Path, *, context: str = "auto", workers: int | None = None) -> Path:
