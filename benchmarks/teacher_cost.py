@@ -101,7 +101,7 @@ def training_step(folder: Path, way: str, batch: int) -> Callable[[], None]:
     from vargface.training.run_folder import RunFolder
 
     teacher_module.MEMORY = 0  # every view is asked about anew
-    keys = {"data": folder / "data", "out": folder / way, "batch_size": batch, "context": "cpu", "lr": 0.001}
+    keys = {"data": folder / "data", "out": folder / f"run-{way}", "batch_size": batch, "context": "cpu", "lr": 0.001}
     if way == "store":
         keys.update(teacher=f"{folder}/y1,0", teacher_store=folder / "store")
     elif way != "plain":

@@ -18,7 +18,7 @@ from vargface.teachers.onnx_network import OnnxNetwork
 
 __all__ = ["Average", "Network", "TeacherModels", "models_of", "teacher_digest", "unit"]
 
-_MODEL = re.compile(r"(.+?(?:,[0-9]+|\.onnx))(?:\+|$)")
+_MODEL = re.compile(r"([^+].*?(?:,[0-9]+|\.onnx))(?:\+(?!$)|$)")
 
 
 class Network(Protocol):
@@ -35,7 +35,7 @@ def models_of(teacher: str) -> list[str]:
     found, end = [], 0
     while end < len(teacher) or not found:
         match = _MODEL.match(teacher, end)
-        if match is None or match[1].startswith("+") or match[0] == teacher[end:] != match[1]:
+        if match is None:
             raise InputError(
                 f"model {teacher!r}: must be PREFIX,EPOCH, FILE.onnx or several of these joined by '+', e.g. "
                 "runs/demo/teacher/teacher,1+r50.onnx"
