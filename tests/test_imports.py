@@ -96,6 +96,12 @@ def test_training_knows_nothing_of_what_is_done_with_its_checkpoints(name):
     assert not {found for found in ours(name) if inside(found, "vargface.deploy", "vargface.cli", "vargface.demo")}
 
 
+@pytest.mark.parametrize("name", of("vargface.teachers"))
+def test_teachers_know_nothing_of_training(name):
+    above = ("vargface.training", "vargface.recipe", "vargface.recipes", "vargface.deploy", "vargface.commands")
+    assert not {found for found in ours(name) if inside(found, *above)}
+
+
 @pytest.mark.parametrize("name", of("vargface.data"))
 def test_data_knows_nothing_of_training(name):
     above = ("vargface.training", "vargface.symbols", "vargface.recipes", "vargface.deploy", "vargface.inference")

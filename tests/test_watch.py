@@ -52,8 +52,12 @@ def test_where_nothing_more_is_to_be_expected_nothing_is_said(cosine, lr):
     assert told(course(np.full(40, cosine), lr=lr)) == []
 
 
-def test_a_cosine_that_is_no_number_stalls():
-    assert told(course(np.full(22, np.nan)))
+def test_rows_of_steps_that_were_left_out_say_nothing():
+    gone = dict.fromkeys(("teacher_cosine", "margin_gradient", "distillation_gradient"), np.nan)
+    assert told([row(10 * number, **gone) for number in range(1, 40)]) == []
+    cosines = np.full(50, 0.01)
+    cosines[5:10] = np.nan
+    assert [step for step, _ in told(course(cosines))] == [270, 470]
 
 
 def test_a_long_run_is_looked_at_over_a_share_of_it():

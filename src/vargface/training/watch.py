@@ -40,7 +40,8 @@ class Watch:
         return new
 
     def _stall(self, row: Mapping[str, float]) -> str:
-        if row["step"] <= self._recipe.warmup_steps:
+        # no number: every step since the last row was left out
+        if row["step"] <= self._recipe.warmup_steps or not np.isfinite(row["teacher_cosine"]):
             return ""
         self._cosines.append(row["teacher_cosine"])
         if len(self._cosines) < self._cosines.maxlen or row["lr"] < SLOW * self._recipe.lr:
@@ -49,11 +50,10 @@ class Watch:
         halves = np.array_split(values, 2)
         before, now = (half.mean() for half in halves)
         error = np.sqrt(sum(half.var(ddof=1) / len(half) for half in halves))
-        # written so that a cosine that is not a number stalls, too
         if now - before + 2 * error >= STILL or now >= NEAR:
             return ""
         self._cosines.clear()  # said once a stretch
-        if not now > 0.1:
+        if now <= 0.1:
             advice = "the student does not follow the teacher: look at alpha, at lr, and at what the teacher is fed"
         else:
             advice = "a lower lr, a larger alpha or a wider student may go on from here"
