@@ -321,6 +321,8 @@ def test_score_refuses(scored, tmp_path, capsys):
     assert "too few for a FPR of 1e-8" in refused(["lfr", "score", *names], capsys)
     assert refused(["lfr", "score", names[0], "none.txt"], capsys).startswith("none.txt: cannot read")
     assert refused(["lfr", "score", names[1], names[1]], capsys).startswith(f"{names[1]}: does not begin as")
+    nowhere = ["--state", "/proc/state.npz", "--fpr", "1e-2", "--processes", "1"]
+    assert refused(["lfr", "score", *names, *nowhere], capsys).startswith("/proc/state.npz: cannot write")
     with pytest.raises(SystemExit):
         main(["lfr", "score", *names, "--part", "3/2"])
     assert "'3/2' must be I/K with I from 1 to K" in capsys.readouterr().err

@@ -318,12 +318,12 @@ def test_the_most_wrong_pairs_are_rows_of_the_file(tmp_path):
 
 
 def test_histograms_hold_all_positives_and_a_sample_of_negatives(tmp_path):
-    rows, labels = faces(rows=2000)
+    rows, labels = faces(rows=1000)
     score = result_of(*files(tmp_path, rows, labels))
     same, different = all_scores(rows, labels)
     np.testing.assert_array_equal(score.histograms[0].sum(), len(same))
     expected = np.histogram(different, scoring.HISTOGRAM)[0] / len(different)
-    np.testing.assert_allclose(score.histograms[1] / score.histograms[1].sum(), expected, atol=0.003)
+    np.testing.assert_allclose(score.histograms[1] / score.histograms[1].sum(), expected, atol=0.005)
 
 
 def test_the_figures_go_into_json(tmp_path):

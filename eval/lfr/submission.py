@@ -9,6 +9,7 @@ that was ended, however, goes on where a batch began, so that every row comes ou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -157,7 +158,19 @@ class _Rows:
             parts.append(normalised(rows))
         return np.concatenate(parts)
 
-    def of(self, first: int, names: Sequence[str], read: list[list[Future]]) -> np.ndarray:
+    def make(self, first: int, names: Sequence[str], read: list[list[Future]], out: np.ndarray) -> int:
+        """Put the rows of the names from `first` on in their place in `out`; return how many."""
+        before = dataclasses.asdict(self.progress)
+        try:
+            made = self._of(first, names, read)
+            out[first : first + len(made)] = made
+            self.progress.done = first + len(made)
+        except BaseException:  # a batch that was cut short counts nothing
+            vars(self.progress).update(before)
+            raise
+        return len(made)
+
+    def _of(self, first: int, names: Sequence[str], read: list[list[Future]]) -> np.ndarray:
         """Return the rows (n, D) float32 of names `first` to `first` + n - 1."""
         images = [[image for image in map(self._image, futures) if image is not None] for futures in read]
         embedded = self._embedded([image for some in images for image in some])
@@ -201,21 +214,15 @@ def submit(
         if on_rows is not None:
             on_rows(progress.done)
         try:
-            for first, read in _read_ahead(job, names, progress.done, read_image):
-                before = dataclasses.replace(progress)
-                try:
-                    made = maker.of(first, names, read)
-                    rows[first : first + len(made)] = made
-                    progress.done = first + len(made)
-                except BaseException:  # a batch that was cut short counts nothing
-                    progress.zeros, progress.unreadable, progress.first = before.zeros, before.unreadable, before.first
-                    raise
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    rows.flush()
-                    progress.save(folder)
-                    saved = time.monotonic()
-                if on_rows is not None:
-                    on_rows(len(made))
+            with contextlib.closing(_read_ahead(job, names, progress.done, read_image)) as batches:
+                for first, read in batches:
+                    count = maker.make(first, names, read, rows)
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        rows.flush()
+                        progress.save(folder)
+                        saved = time.monotonic()
+                    if on_rows is not None:
+                        on_rows(count)
         finally:
             rows.flush()
             progress.save(folder)

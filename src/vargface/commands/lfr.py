@@ -286,7 +286,10 @@ def _load(path: Path) -> Any:
 
 @contextmanager
 def _saved(part: Any, path: Path) -> Iterator[Callable[[], None]]:
-    """Yield what saves `part` in `path` now and then; it is saved at the end, too, whatever ends the block."""
+    """Yield what saves `part` in `path` now and then; it is saved at the end, too, whatever ends the block.
+
+    And at the beginning: a place that cannot be written to is said before hours of work.
+    """
     begun = saved = time.monotonic()
     before = part.seconds
 
@@ -301,6 +304,7 @@ def _saved(part: Any, path: Path) -> Iterator[Callable[[], None]]:
             write()
             saved = time.monotonic()
 
+    write()
     try:
         yield save
     finally:
