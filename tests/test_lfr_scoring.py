@@ -260,6 +260,18 @@ def test_a_fpr_that_admits_no_pair_is_refused_and_left_out_of_the_curve(tmp_path
     assert make_plan(*names, headline="1e-2").fprs == ("1e-3", "1e-2", "1e-1")
 
 
+def test_the_headline_is_one_point_however_it_is_written(tmp_path):
+    score = result_of(*files(tmp_path, *faces()), headline="0.001")
+    assert [point.fpr for point in score.curve].count("0.001") == 1
+    assert len({Fraction(point.fpr) for point in score.curve}) == len(score.curve)
+    assert score.at("1e-3") is score.at("0.001")
+
+
+def test_the_headlines_of_both_test_sets_are_exact():
+    for rows, fpr in ((1_862_120, "1e-8"), (203_848, "1e-4")):
+        assert Fraction(fpr) * rows * (rows - 1) / 2 < scoring.KEPT
+
+
 @pytest.mark.parametrize("fpr", ["0", "1", "-1e-3", "x", "1/0", "nan"])
 def test_a_fpr_that_is_no_share_is_refused(tmp_path, fpr):
     with pytest.raises(InputError, match=r"^FPR '.*': give a share above 0 and below 1"):

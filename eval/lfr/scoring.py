@@ -41,8 +41,8 @@ __all__ = ["CURVE", "HEADLINE", "Part", "Plan", "Point", "Score", "finish", "mak
 
 HEADLINE = "1e-8"  # of the image tracks; the video tracks have 1e-4
 CURVE = ("1e-9", "1e-8", "1e-7", "1e-6", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1")
-# negative pairs kept for exact thresholds: 12 bytes each, twice in the worst case
-KEPT = 2_000_000
+# negative pairs kept for exact thresholds, 12 bytes each, twice in the worst case: enough for the 1e-4 of the videos
+KEPT = 2_500_000
 # so many pairs that float32 cannot tell apart are no ordinary test set
 TOO_MANY = 16_000_000
 # the sample: blocks of disjoint random rows; the chance that all of them err to one side is 2^-31
@@ -89,10 +89,7 @@ class Plan:
 
     def agrees(self, other: Plan) -> bool:
         """Return whether parts of both plans can be merged."""
-        mine, theirs = (
-            (p.fingerprint, p.rows, p.headline, p.fprs, p.keep, p.level, p.windows, round(p.slack, 7))
-            for p in (self, other)
-        )
+        mine, theirs = ((p.fingerprint, p.rows, p.headline, p.fprs, p.keep, p.level, p.windows) for p in (self, other))
         return mine == theirs
 
 
@@ -230,11 +227,12 @@ def make_plan(
             f"{negatives:,} pairs of different people are too few for a FPR of {headline}: it admits "
             f"{float(headline) * negatives:.2g} of them - give --fpr {_coarser(negatives)} or more rows"
         )
-    wanted = sorted({*fprs, headline}, key=Fraction)
-    wanted = [fpr for fpr in wanted if Fraction(fpr) * negatives >= 1]
+    written = {Fraction(fpr): fpr for fpr in (*fprs, headline)}  # "0.001" and "1e-3" are one
+    wanted = [written[fpr] for fpr in sorted(written) if fpr * negatives >= 1]
     admitted = [math.floor(Fraction(fpr) * negatives) for fpr in wanted]
     keep = min(max((count + 1 for count in admitted if count < kept), default=0), negatives)
     slack = 2 * score_error(test_set.dimensions, greatest)
+    margin = 4 * score_error(test_set.dimensions)  # not of `greatest`, in which machines may differ in the last bit
     counted = [fpr for fpr, count in zip(wanted, admitted) if count >= kept][::-1]
     shares = [float(fpr) for fpr in counted]
     histogram = np.zeros(len(HISTOGRAM) - 1, np.int64)
@@ -248,8 +246,8 @@ def make_plan(
         places = [min(int(share * len(scores)), len(scores) - 1) for share in (*shares, lowest_kept)]
         quantiles.append(np.partition(scores, [len(scores) - 1 - place for place in places])[[-1 - p for p in places]])
     whole = negatives <= kept or not quantiles
-    level = -1.5 if whole else float(np.min(quantiles, axis=0)[-1] - slack)
-    windows = [_window(column, test_set.dimensions) for column in np.transpose(quantiles)[: len(counted)]]
+    level = -1.5 if whole else float(np.min(quantiles, axis=0)[-1] - margin)
+    windows = [_window(column, margin) for column in np.transpose(quantiles)[: len(counted)]]
     return Plan(
         str(features),
         str(labels),
@@ -284,9 +282,8 @@ def _coarser(negatives: int) -> str:
     return f"1e-{exponent}"
 
 
-def _window(quantiles: np.ndarray, dimensions: int) -> Window:
+def _window(quantiles: np.ndarray, margin: float) -> Window:
     """Return the window in which every block of the sample places a threshold, both ends numbers of float32."""
-    margin = 4 * score_error(dimensions)
     low, high = float(np.float32(quantiles.min() - margin)), float(np.float32(quantiles.max() + margin))
     return Window(low, high, int(np.clip(math.ceil((high - low) / BIN), 1, MOST_BINS)))
 
