@@ -7,6 +7,8 @@ PACKAGE_DIR = {
     "vargface.commands": "src/vargface/commands",
     "vargface.data": "src/vargface/data",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
+    "vargface.commands": "src/vargface/commands",
+    "vargface.deploy": "src/vargface/deploy",
     "vargface.training": "src/vargface/training",
     "vargface.teachers": "src/vargface/teachers",
     "vargface.symbols": "symbols",
@@ -42,8 +44,15 @@ EXTRAS_REQUIRE = {
         "nvidia-nccl-cu11==2.19.3",
         "nvidia-nvtx-cu11==11.8.86",
     ],
-    # MXNet 1.9.1's exporter writes what onnx 1.14 reads, and needs protobuf's old Python interface
-    "export": ["onnx>=1.14,<1.15", "onnxruntime>=1.15", "protobuf>=3.20.2,<4"],
+    # sympy, ml_dtypes: ONNX Runtime's quantiser imports them and does not say so; onnx 1.17 is the last that takes
+    # protobuf 3, whose old Python interface MXNet 1.9.1's exporter (the benchmark's baseline) needs
+    "export": [
+        "onnx>=1.16,<1.18",
+        "onnxruntime>=1.19",
+        "protobuf>=3.20.2,<4",
+        "sympy>=1.12",
+        'ml_dtypes>=0.4 ; python_version >= "3.9"',
+    ],
     # setuptools and wheel: the packaging test builds the wheel offline
     "dev": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "setuptools>=70.1,<81", "wheel>=0.40"],
 }

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vargface import runtime
 from vargface.commands import add_command as _command
-from vargface.commands import lfr, runs, teacher_store, verify
+from vargface.commands import embed, export, lfr, runs, teacher_store, verify
 from vargface.errors import InputError
 from vargface.files import whole_file
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 
     lfr.add_to(commands)
     teacher_store.add_to(commands)
+    embed.add_to(commands)
+    export.add_to(commands)
     return parser
 
 

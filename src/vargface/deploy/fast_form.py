@@ -2,8 +2,8 @@
 
 * PReLU is g*x + (1 - g)*relu(x): a ReLU and a 1x1 depthwise convolution that MKLDNN adds to it in one pass. Where only
   convolutions follow, the factor 1 - g goes into their weights, which leaves relu(x) + g/(1 - g)*x.
-* With AVX-512 MKLDNN blocks 16 channels, and a convolution of 8 channels a group runs at half speed and is laid out anew
-  around every neighbour. Two such groups side by side, with zeros between them, take the same time and no new layout.
+* With AVX-512 MKLDNN blocks 16 channels, and a convolution of 8 channels a group runs at half speed and in a layout
+  that no neighbour shares. Two such groups side by side, zeros between them, take the same time and share it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 
 from vargface.checkpoint import Checkpoint
 from vargface.deploy.network import LINEAR, Layer, Network
-from vargface.runtime import mx
 
 __all__ = ["fast_form", "side_by_side"]
 
@@ -34,8 +33,7 @@ def fast_form(network: Network, block: int | None = None) -> Checkpoint:
     block = (BLOCK if _has_avx512() else 0) if block is None else block
     if block:
         network = side_by_side(network, block)
-    network = _split_prelus(network)
-    return Checkpoint(network.symbol(), *_as_params(network), "fast form")
+    return _split_prelus(network).checkpoint()
 
 
 def side_by_side(network: Network, block: int) -> Network:
@@ -109,11 +107,6 @@ def _product(name: str, data: str, factor: np.ndarray, arrays: dict[str, np.ndar
     arrays[f"{name}_weight"] = factor.reshape(-1, 1, 1, 1).astype(np.float32)
     attrs = {"num_filter": channels, "num_group": channels, "kernel": "(1, 1)", "no_bias": "True"}
     return Layer("Convolution", name, attrs, (data, f"{name}_weight"))
-
-
-def _as_params(network: Network) -> tuple[dict, dict]:
-    args = {name: mx.nd.array(array) for name, array in network.arrays.items() if name not in network.auxiliary}
-    return args, {name: mx.nd.array(network.arrays[name]) for name in network.auxiliary}
 
 
 @functools.lru_cache(maxsize=None)

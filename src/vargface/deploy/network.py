@@ -95,6 +95,12 @@ class Network:
         graph = {"nodes": nodes, "arg_nodes": variables, "heads": [entry(self.output)]}
         return mx.sym.load_json(json.dumps({**graph, "attrs": {"mxnet_version": ["int", 10901]}}))
 
+    def checkpoint(self) -> Checkpoint:
+        """Return the network with its arrays as MXNet's."""
+        arrays = {name: mx.nd.array(array) for name, array in self.arrays.items()}
+        auxs = {name: arrays.pop(name) for name in self.auxiliary}
+        return Checkpoint(self.symbol(), arrays, auxs, "folded")
+
     def image_channels(self) -> dict[str, int]:
         """Return the number of channels of every layer's first output that is (N, C, H, W), by name."""
         internals = self.symbol().get_internals()

@@ -76,7 +76,7 @@ def onnx_model(network: Network, *, wide_groups: bool = False):  # noqa: ANN201 
 class _Graph:
     """Nodes and arrays of an ONNX graph that grows; `images`: names of what has (N, C, H, W)."""
 
-    def __init__(self, onnx, network: Network, wide_groups: bool) -> None:  # noqa: ANN001
+    def __init__(self, onnx, network: Network, wide_groups: bool) -> None:
         self._onnx, self.network, self.wide_groups = onnx, network, wide_groups
         self.images = network.image_channels()
         self.nodes: list = []

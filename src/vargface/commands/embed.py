@@ -1,0 +1,51 @@
+"""`vargface embed`: faces in files to a .npy of embeddings."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vargface.commands import add_command
+from vargface.errors import InputError
+from vargface.files import whole_file
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    """Add the command to the command line."""
+    embed = add_command(commands, "embed", _embed, "embeddings of aligned faces, or of photos with landmarks")
+    embed.add_argument("--model", required=True, metavar="PREFIX,EPOCH", help="any checkpoint of the InsightFace stack")
+    embed.add_argument("--out", required=True, metavar="FILE.npy", help="(n, D) float32, unit norm, in input order")
+    embed.add_argument(
+        "--no-flip", action="store_true", help="without the mirror image's embedding added, twice as fast"
+    )
+    embed.add_argument("--resize", action="store_true", help="resize square images that are not 112x112")
+    embed.add_argument(
+        "faces",
+        nargs="+",
+        metavar="IMAGE|DIR|LIST.txt|ARRAY.npy",
+        help="LIST: a path a line; behind that of a photo ten numbers, x and y of eyes, nose, corners of the mouth",
+    )
+    embed.epilog = "example: vargface embed --model runs/demo/student/student,1 --out faces.npy aligned/"
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from vargface.deploy.embedder import Embedder, find_faces
+
+    if Path(arguments.out).suffix != ".npy":
+        raise InputError(f"{arguments.out}: embeddings are a numpy array - give it a name in .npy")
+    if not Path(arguments.out).resolve().parent.is_dir():
+        raise InputError(f"{arguments.out}: no such folder - make it first")
+    faces = find_faces(arguments.faces)
+    embedder = Embedder(arguments.model)
+    with tqdm(total=len(faces), unit="img", desc="embed", leave=False, disable=None) as bar:
+        embeddings = embedder.embed_faces(
+            faces, flip=not arguments.no_flip, resize=arguments.resize, on_batch=bar.update
+        )
+    with whole_file(arguments.out) as file:
+        np.save(file, embeddings)
+    print(f"{arguments.out}: {len(embeddings)} embeddings of {embedder.embedding_size} numbers, unit norm")

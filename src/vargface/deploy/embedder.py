@@ -1,0 +1,219 @@
+"""Faces to embeddings, fast on a CPU: arrays, image files, photos with landmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vargface.checkpoint import Checkpoint, load_checkpoint
+from vargface.deploy.alignment import SIZE, align
+from vargface.deploy.fast_form import fast_form
+from vargface.deploy.network import fold
+from vargface.errors import InputError
+from vargface.inference import FrozenNetwork
+from vargface.runtime import mx
+
+__all__ = ["BATCH_SIZE", "Embedder", "Face", "find_faces", "unit"]
+
+# images a pass: what goes through the network together then stays in the cache (docs/insightface.md)
+BATCH_SIZE = 4
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+
+class Embedder:
+    """A checkpoint of the InsightFace stack, in the form in which MXNet runs it fastest.
+
+    Called with images it gives raw embeddings, as `eval.verification.verify_pack` wants them; `embed` gives what one
+    compares by cosine.
+    """
+
+    def __init__(self, model: str | Checkpoint, *, context: mx.Context | None = None) -> None:
+        """Load `model` ("PREFIX,EPOCH", or a checkpoint) for `context` (default: CPU). Raises as `load_checkpoint`."""
+        checkpoint = load_checkpoint(model) if isinstance(model, str) else model
+        self.embedding_size = checkpoint.embedding_size
+        self.batch_size = BATCH_SIZE
+        self._context = context or mx.cpu()
+        on_cpu = self._context.device_type == "cpu"
+        network = fold(checkpoint)
+        self._network = fast_form(network) if on_cpu else network.checkpoint()
+        self._bound: dict[int, FrozenNetwork] = {}  # by batch size
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the embeddings (n, D) float32, not normalised, of `images` (n, 3, 112, 112), RGB 0..255, any n."""
+        whole = len(images) // BATCH_SIZE * BATCH_SIZE
+        parts = [self._of_size(BATCH_SIZE)(images[:whole])] if whole else []
+        # what is left one by one, up to the number at which a batch with empty places is quicker
+        rest = images[whole:]
+        if len(rest) > 1:
+            parts.append(self._of_size(BATCH_SIZE)(rest))
+        elif len(rest):
+            parts.append(self._of_size(1)(rest))
+        return np.concatenate(parts) if parts else np.empty((0, self.embedding_size), np.float32)
+
+    def embed(self, faces: np.ndarray, *, flip: bool = True) -> np.ndarray:
+        """Return (n, D) float32, unit norm, of aligned `faces`, RGB 0..255: (n, 112, 112, 3) or (n, 3, 112, 112).
+
+        flip: the sum of a face's embedding and its mirror image's, as in the verification protocol, in twice the time.
+        Raises InputError for another shape or type.
+        """
+        faces = _channels_first(np.asarray(faces))
+        embeddings = self(faces)
+        if flip:
+            embeddings = embeddings + self(np.ascontiguousarray(faces[..., ::-1]))
+        return unit(embeddings)
+
+    def embed_photo(self, photo: np.ndarray, landmarks: np.ndarray, *, flip: bool = True) -> np.ndarray:
+        """Return (n, D) as `embed`, of the faces at `landmarks` (n, 5, 2) in `photo` (H, W, 3) RGB uint8."""
+        return self.embed(np.stack([align(photo, points) for points in landmarks]), flip=flip)
+
+    def embed_faces(
+        self,
+        faces: Sequence[Face],
+        *,
+        flip: bool = True,
+        resize: bool = False,
+        on_batch: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Return (n, D) as `embed`, of the faces in files; `on_batch` is called with the number done each time.
+
+        Raises InputError, naming the file, for what cannot be read or has another size (see `Face.pixels`).
+        """
+        embeddings = np.empty((len(faces), self.embedding_size), np.float32)
+        step = 8 * BATCH_SIZE
+        for start in range(0, len(faces), step):
+            some = faces[start : start + step]
+            embeddings[start : start + step] = self.embed(np.stack([face.pixels(resize) for face in some]), flip=flip)
+            if on_batch is not None:
+                on_batch(len(some))
+        return embeddings
+
+    def _of_size(self, batch_size: int) -> FrozenNetwork:
+        if batch_size not in self._bound:
+            self._bound[batch_size] = FrozenNetwork(self._network, batch_size, self._context)
+        return self._bound[batch_size]
+
+
+class Face:
+    """A face in a file: an aligned image, a photo with landmarks (5, 2), or a row of a .npy file."""
+
+    def __init__(
+        self, path: str | Path, *, landmarks: np.ndarray | None = None, pixels: np.ndarray | None = None
+    ) -> None:
+        self.path, self._landmarks, self._pixels = Path(path), landmarks, pixels
+
+    def pixels(self, resize: bool = False) -> np.ndarray:
+        """Return the aligned face (112, 112, 3) uint8, RGB.
+
+        resize: an image of another size but the same shape is resized, bicubic. Raises InputError where it has another
+        size without that, another shape, or cannot be read.
+        """
+        if self._pixels is not None:
+            return self._pixels
+        try:
+            encoded = np.frombuffer(self.path.read_bytes(), np.uint8)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot read ({error.strerror or error})") from error
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
+        if image is None:
+            raise InputError(f"{self.path}: is not an image ({len(encoded)} bytes) - leave it out")
+        image = np.ascontiguousarray(image[:, :, ::-1])
+        if self._landmarks is not None:
+            return align(image, self._landmarks)
+        height, width = image.shape[:2]
+        if (height, width) == (SIZE, SIZE):
+            return image
+        if not resize or height != width:
+            also = ", or --resize if it is aligned" if height == width else ""
+            size = f"is {height}x{width}, not an aligned face of {SIZE}x{SIZE}"
+            raise InputError(f"{self.path}: {size} - give its five landmarks{also}")
+        return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+
+
+def find_faces(sources: Sequence[str | Path]) -> list[Face]:
+    """Return the faces that `sources` name, in order.
+
+    A source is an image; a folder: every image below it, by path; an array, FILE.npy, uint8 (n, 112, 112, 3) or
+    (n, 3, 112, 112), RGB; or a list, FILE.txt: in each line the path of an aligned image, relative to the list's
+    folder, or of a photo and ten numbers, x and y of the landmarks (`alignment`). Raises InputError where one is
+    missing, empty or has another form.
+    """
+    return [face for source in sources for face in _faces_of(Path(source))]
+
+
+def _faces_of(source: Path) -> list[Face]:
+    if source.is_dir():
+        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+        if not files:
+            raise InputError(f"{source}: no image in this folder - of {', '.join(IMAGES)}")
+        return [Face(file) for file in files]
+    if not source.is_file():
+        raise InputError(f"{source}: no such image, folder, list or array")
+    if source.suffix == ".npy":
+        return [Face(source, pixels=face) for face in _array(source)]
+    if source.suffix == ".txt":
+        return list(_listed(source))
+    return [Face(source)]
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        faces = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not an array that numpy can read ({error})") from error
+    if faces.dtype != np.uint8:
+        raise InputError(f"{path}: holds {faces.dtype}, must be uint8, RGB 0..255")
+    try:
+        return _channels_first(faces).transpose(0, 2, 3, 1)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _listed(path: Path) -> Iterator[Face]:
+    """Yield the faces of a list."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a list that can be read ({error})") from error
+    if not any(line.strip() for line in lines):
+        raise InputError(f"{path}: names no image - give a path a line")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        *name, numbers = _split(line)
+        if len(numbers) not in (0, 10):
+            found = f"line {number} has {len(numbers)} numbers behind the path"
+            raise InputError(f"{path}: {found} - give none, or ten: x and y of five landmarks")
+        landmarks = np.array(numbers).reshape(5, 2) if numbers else None
+        yield Face(path.parent / name[0], landmarks=landmarks)
+
+
+def _split(line: str) -> tuple[str, list[float]]:
+    """Return a line's path, which may have spaces, and the numbers behind it."""
+    words = line.strip().replace("\t", " ").split(" ")
+    numbers: list[float] = []
+    while len(words) > 1:
+        try:
+            numbers.insert(0, float(words[-1])) if words[-1] else None
+        except ValueError:
+            break
+        words.pop()
+    return " ".join(words), numbers
+
+
+def _channels_first(faces: np.ndarray) -> np.ndarray:
+    """Return `faces` as (n, 3, 112, 112). Raises InputError for another shape."""
+    if faces.ndim == 4 and faces.shape[1:] == (SIZE, SIZE, 3):
+        return faces.transpose(0, 3, 1, 2)
+    if faces.ndim != 4 or faces.shape[1:] != (3, SIZE, SIZE):
+        raise InputError(
+            f"faces of shape {faces.shape}: must be (n, {SIZE}, {SIZE}, 3) or (n, 3, {SIZE}, {SIZE}), aligned"
+        )
+    return faces
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """Return the rows of `embeddings` at unit norm; a row of zeros stays."""
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
