@@ -29,7 +29,13 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
     int8 = add_command(forms, "int8", _int8, "8-bit weights and activations, calibrated on aligned faces")
     _takes_model(int8)
-    int8.add_argument("--calibrate", required=True, nargs="+", metavar="IMAGE|DIR|LIST.txt|ARRAY.npy|PACK.bin")
+    int8.add_argument(
+        "--calibrate",
+        required=True,
+        nargs="+",
+        metavar="DATA|PACK.bin|DIR|...",
+        help="aligned faces: a data folder (train.rec), a pack, or what `vargface embed` takes",
+    )
     int8.add_argument("--images", type=int, default=256, help="calibrate on so many, spread over all (default 256)")
     int8.epilog = (
         "example: vargface export int8 --model runs/demo/student/student,1 --out student-int8.onnx --calibrate lfw.bin"
