@@ -29,9 +29,17 @@ class FrozenNetwork:
         rows = []
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
-            # a short batch is filled up: binding anew for its size would cost more than it saves
-            batch = np.zeros((self.batch_size, *images.shape[1:]), np.float32)
-            batch[: len(chunk)] = chunk
-            self._module.forward(mx.io.DataBatch([mx.nd.array(batch)]), is_train=False)
-            rows.append(self._module.get_outputs()[0].asnumpy()[: len(chunk)])
+            rows.append(self.begin(chunk).asnumpy()[: len(chunk)])
         return np.concatenate(rows) if rows else np.empty((0, self.embedding_size), np.float32)
+
+    def begin(self, images: np.ndarray) -> mx.nd.NDArray:
+        """Begin to work on at most a batch of `images` and return the embeddings (batch_size, D) that it will have.
+
+        Rows past the images are of nothing. To ask for values (`asnumpy`) waits for them; networks on other contexts go
+        on meanwhile.
+        """
+        # a short batch is filled up: binding anew for its size would cost more than it saves
+        batch = np.zeros((self.batch_size, *images.shape[1:]), np.float32)
+        batch[: len(images)] = images
+        self._module.forward(mx.io.DataBatch([mx.nd.array(batch)]), is_train=False)
+        return self._module.get_outputs()[0].copy()  # the output's own memory is the next batch's

@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     import mxnet as mx
 
 __all__ = ["THREADS", "contexts", "cores", "flavours", "machine", "mx", "preload_cuda", "prepare_for_training"]
+__all__ = [
+    "contexts",
+    "cores",
+    "flavours",
+    "machine",
+    "mx",
+    "preload_cuda",
+    "prepare_for_embedding",
+    "prepare_for_training",
+]
 
 
 def cores() -> int:
@@ -49,6 +59,9 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": str(cores()),
     # "Subgraph backend MKLDNN is activated" is said at every bind and tells a user nothing
     "MXNET_SUBGRAPH_VERBOSE": "0",
+    # AVX-512, without the kernels for it that want channels last: MKLDNN takes them for 1x1 and depthwise convolutions
+    # and spends what they save, and more, on changing layouts around them (docs/insightface.md)
+    "DNNL_MAX_CPU_ISA": "AVX512_MIC",
 }
 # The same for a process that trains (`prepare_for_training`). With AVX-512, MKLDNN lays out some layers of the networks
 # in blocks of 16 channels and some in 8, and what meets both (batch normalisation backward first of all) falls to its
@@ -89,7 +102,7 @@ def __getattr__(name: str) -> Any:
 
 
 def prepare_for_training(context: str = "auto") -> None:
-    """Set what a process that trains on the CPU needs; only before MXNet is imported. A value of the user's wins.
+    """Set what a process that trains on the CPU needs; only before MXNet is imported. A value of yours wins.
 
     context: the recipe's; several CPU contexts share the cores, so each gets its part of the threads.
     """
@@ -97,6 +110,14 @@ def prepare_for_training(context: str = "auto") -> None:
         os.environ.setdefault(name, value)
     shares = max(context.count("cpu("), 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // shares, 1)))
+
+
+def prepare_for_embedding() -> None:
+    """Set what a process that embeds many images on the CPU needs, before MXNet is imported. A value of yours wins.
+
+    Every core works on images of its own: no thread then waits for another.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def flavours() -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from vargface import runtime
 from vargface.commands import add_command
 from vargface.errors import InputError
 from vargface.files import whole_file
@@ -34,6 +35,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> None:
+    runtime.prepare_for_embedding()
     from vargface.deploy.embedder import Embedder, find_faces
 
     if Path(arguments.out).suffix != ".npy":
