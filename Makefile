@@ -8,7 +8,7 @@ VARGFACE := .venv/bin/vargface
 KEYS = $(if $(DATA),"data=$(DATA)") $(if $(TEACHER),"teacher=$(TEACHER)") $(if $(OUT),"out=$(OUT)") $(foreach word,$(ARGS),'$(word)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-teacher train-student verify lfr test lint bench clean
+.PHONY: help install train-teacher train-student verify export lfr test lint bench clean
 
 help: ## list these doors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
@@ -46,6 +46,10 @@ lfr: .venv/.installed ## the LFR challenge: MODEL=PREFIX,EPOCH IMAGES=FOLDER aga
 	    --out "$(or $(OUT),feat.bin)"
 	$(if $(LABELS),$(VARGFACE) lfr score "$(or $(OUT),feat.bin)" "$(LABELS)" $(ARGS))
 
+export: .venv/.installed ## MODEL=PREFIX,EPOCH as ONNX: OUT=FILE.onnx; with CALIBRATE=DATA in 8 bits
+	$(VARGFACE) export $(if $(CALIBRATE),int8,onnx) --model "$(or $(MODEL),$(error MODEL is missing: make export MODEL=PREFIX,EPOCH OUT=FILE.onnx))" \
+	    --out "$(or $(OUT),$(error OUT is missing: make export MODEL=$(MODEL) OUT=FILE.onnx))" $(if $(CALIBRATE),--calibrate "$(CALIBRATE)") $(ARGS)
+
 test: .venv/.installed ## every test; ARGS="-k name" for some
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q $(ARGS)
 
@@ -79,11 +83,11 @@ clean: ## remove what was built (.venv too), never runs/ or data
 	fi; \
 	set -e; \
 	extra=$(or $(EXTRA),$$("$$python" -I src/vargface/gpu.py)); \
-	case $$extra in cpu) size="200 MB";; cu112) size="2.3 GB";; *) echo "EXTRA=$$extra: give cpu or cu112" >&2; exit 2;; esac; \
+	case $$extra in cpu) size="250 MB";; cu112) size="2.3 GB";; *) echo "EXTRA=$$extra: give cpu or cu112" >&2; exit 2;; esac; \
 	echo "building .venv with $$("$$python" -V) and MXNet's $$extra build"; \
 	"$$python" -m venv --clear .venv; \
 	.venv/bin/python -m pip install -qq --upgrade -c constraints.txt pip setuptools wheel; \
 	echo "installing the pinned packages (about $$size to download; a minute or more)"; \
-	.venv/bin/python -m pip install -qq -c constraints.txt --no-build-isolation -e ".[$$extra,dev]"; \
+	.venv/bin/python -m pip install -qq -c constraints.txt --no-build-isolation -e ".[$$extra,dev,export]"; \
 	.venv/bin/python -m pip check; \
 	touch $@

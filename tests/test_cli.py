@@ -30,7 +30,7 @@ from vargface.runtime import mx
 from vargface.training import fit, plan
 from vargface.training.interrupt import Terminated
 
-COMMANDS = ["demo", "train", "verify", "curves", "synth", "flops", "lfr"]
+COMMANDS = ["demo", "train", "verify", "curves", "synth", "flops", "lfr", "embed", "export"]
 LFR_STEPS = ["check", "submit", "score", "merge", "identify"]
 
 

@@ -159,7 +159,7 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run make in `folder` as from a fresh shell: nothing of an outer make's variables."""
-    doors = ("MAKE", "MFLAGS", "RECIPE", "DATA", "TEACHER", "OUT", "ARGS", "MODEL", "EXTRA", "PYTHON")
+    doors = ("MAKE", "MFLAGS", "RECIPE", "DATA", "TEACHER", "OUT", "ARGS", "MODEL", "CALIBRATE", "EXTRA", "PYTHON")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(doors)}
     return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -225,9 +225,19 @@ def test_verify_takes_every_pack_of_the_folder(built):
 
 
 @needs_make
+def test_export_is_float_or_with_faces_to_calibrate_on_8_bits(built):
+    call = ["export", "MODEL=m,0", "OUT=a b.onnx"]
+    assert given(make(built, *call)) == ["export", "onnx", "--model", "m,0", "--out", "a b.onnx"]
+    expected = ["export", "int8", "--model", "m,0", "--out", "a b.onnx", "--calibrate", "d d"]
+    assert given(make(built, *call, "CALIBRATE=d d")) == expected
+
+
+@needs_make
 @pytest.mark.parametrize(
     ("call", "missing"),
     [
+        (["export", "OUT=o.onnx"], "MODEL"),
+        (["export", "MODEL=m,0"], "OUT"),
         (["train-student", "DATA=d"], "RECIPE"),
         (["train-teacher", "DATA=d"], "RECIPE"),
         (["verify", "DATA=d"], "MODEL"),

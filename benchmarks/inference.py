@@ -1,0 +1,226 @@
+"""Speed of VarGFaceNet on the CPU, images to embeddings: MXNet as InsightFace uses it, ours, ONNX Runtime, int8.
+
+    python benchmarks/inference.py --model PREFIX,EPOCH --calibrate DATA [--batch 1 32] [--threads 1 2] [--rounds 9]
+        [--cpu-time]
+
+`Module` is what InsightFace's code does with a checkpoint (symbol, Module, forward). `Embedder` is ours, with a batch
+on every core (OMP_NUM_THREADS=1), or with all cores on one batch. `MXNet's exporter` is MXNet 1.9.1's own ONNX,
+repaired until ONNX Runtime takes it and folds its batch norms (fixed gammas 1, slopes (C, 1, 1), explicit flatten,
+arrays that are no inputs). Every way runs in a process of its own; they take turns, a pass each round. A figure is the
+median over rounds, `ratio` is to the first way. --cpu-time counts seconds of CPU instead of the clock's: on one thread
+they are the same on a quiet machine, and still fair on a busy one. Memory is the process's largest, load the time from
+the import of the package to the first embedding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# way -> environment that differs from MXNet's own; {threads} is the number asked for
+WAYS = {
+    "Module": {"OMP_NUM_THREADS": "{threads}"},
+    "Embedder, a batch a core": {"OMP_NUM_THREADS": "1"},
+    "Embedder, all cores on one": {"OMP_NUM_THREADS": "{threads}"},
+    "ONNX Runtime, MXNet's exporter": {},
+    "ONNX Runtime, our export": {},
+    "ONNX Runtime, our export --avx512": {},
+    "ONNX Runtime, our int8": {},
+}
+
+
+def mxnets_own_export(model: str, out: Path) -> None:
+    """Write what MXNet 1.9.1's exporter makes of `model`, repaired."""
+    import onnx
+
+    from vargface.checkpoint import load_checkpoint
+    from vargface.graph import rewrite
+    from vargface.runtime import mx
+
+    def repaired(place, write):
+        if place.op == "FullyConnected":
+            return write(place.op, place.name, place.inputs, **{**place.attrs, "flatten": "True"})
+        if place.op == "Dropout":
+            return place.inputs[0]
+        return None
+
+    checkpoint = load_checkpoint(model)
+    symbol = rewrite(checkpoint.symbol, [repaired])
+    attributes = symbol.attr_dict()
+    params = {**checkpoint.args, **checkpoint.auxs}
+    for name in params:
+        if name.endswith("_gamma") and attributes.get(name, {}).get("fix_gamma") == "True":
+            params[name] = mx.nd.ones_like(params[name])
+    shapes = {"in_shapes": [(1, 3, 112, 112)], "dynamic": True, "dynamic_input_shapes": [("N", 3, 112, 112)]}
+    mx.onnx.export_model(symbol, params, in_types="float32", onnx_file_path=str(out), **shapes)
+    proto = onnx.load(str(out))
+    slopes = {node.input[1] for node in proto.graph.node if node.op_type == "PRelu"}
+    for array in proto.graph.initializer:
+        if array.name in slopes:
+            array.dims.extend([1, 1])
+    # arrays that are listed as inputs, too, are no constants: ONNX Runtime would not fold the batch norms
+    images = [value for value in proto.graph.input if value.name == "data"]
+    del proto.graph.input[:]
+    proto.graph.input.extend(images)
+    onnx.save(proto, str(out))
+
+
+def embed_with(way: str, model: str, files: Path, threads: int) -> Callable:
+    """Return a function from images (n, 3, 112, 112) uint8 to embeddings."""
+    import numpy as np
+
+    if way.startswith("ONNX"):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(files / f"{way}.onnx"), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda images: session.run(None, {name: images.astype(np.float32)})[0]
+    if way.startswith("Embedder"):
+        from vargface.deploy import embedder
+
+        # as on a machine of so many cores
+        embedder.cores = lambda: threads
+        return embedder.Embedder(model)
+    from vargface.checkpoint import parse_model
+    from vargface.runtime import mx
+
+    symbol, args, auxs = mx.model.load_checkpoint(*parse_model(model))
+    symbol = symbol.get_internals()["fc1_output"]
+    modules = {}
+
+    def embed(images: np.ndarray) -> np.ndarray:
+        if len(images) not in modules:
+            modules[len(images)] = module = mx.mod.Module(symbol, label_names=None)
+            module.bind([("data", images.shape)], for_training=False)
+            module.set_params(args, auxs)
+        modules[len(images)].forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
+        return modules[len(images)].get_outputs()[0].asnumpy()
+
+    return embed
+
+
+def work(options: argparse.Namespace) -> None:
+    """Load, say how long it took, then time a pass for every line on standard input."""
+    started = time.perf_counter()
+    import numpy as np
+
+    embed = embed_with(options.way, options.model, options.files, options.threads[0])
+    images = np.random.default_rng(0).integers(0, 256, (options.batch[0], 3, 112, 112), np.uint8)
+    embed(images[:1])
+    load = time.perf_counter() - started
+    for _ in range(2):
+        embed(images)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    print(json.dumps({"load": load}), flush=True)
+    for _ in sys.stdin:
+        started = clock()
+        embed(images)
+        taken = clock() - started
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": taken, "memory": memory}), flush=True)
+
+
+class Worker:
+    """The process of one way."""
+
+    def __init__(self, way: str, batch: int, threads: int, files: Path, options: argparse.Namespace) -> None:
+        theirs = ("MXNET_", "DNNL_", "OMP_", "MKL_")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
+        environment.update({name: value.format(threads=threads) for name, value in WAYS[way].items()})
+        if way == "Module":  # as MXNet comes, not as vargface.runtime sets it up
+            environment.update(DNNL_MAX_CPU_ISA="ALL")
+        command = [sys.executable, __file__, "--way", way, "--model", options.model, "--files", str(files)]
+        command += ["--batch", str(batch), "--threads", str(threads), *(["--cpu-time"] if options.cpu_time else [])]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        )
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{way}: did not start - run it by hand to see why: {' '.join(command)}")
+        self.load, self.memory, self.seconds = json.loads(answer)["load"], 0.0, []
+
+    def measure(self) -> None:
+        """Time one pass."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        self.seconds.append(answer["seconds"])
+        self.memory = answer["memory"]
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def main() -> None:
+    """Print the table, or answer as the worker of one way."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, metavar="PREFIX,EPOCH")
+    parser.add_argument("--calibrate", metavar="DATA", help="aligned faces for int8; without: no int8")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--files", type=Path, help="keep the exported files there, and take them from there")
+    options = parser.parse_args()
+    if options.way:
+        work(options)
+        return
+    ways = [way for way in options.only if options.calibrate or "int8" not in way]
+    with tempfile.TemporaryDirectory() as temporary:
+        files = options.files or Path(temporary)
+        export(ways, options, files)
+        print(f"{'batch':>5} {'threads':>7}  {'way':<34} {'img/s':>6} {'ratio':>6} {'MB':>6} {'load s':>6}")
+        for threads in options.threads:
+            for batch in options.batch:
+                workers = {way: Worker(way, batch, threads, files, options) for way in ways}
+                for _ in range(options.rounds):
+                    for worker in workers.values():
+                        worker.measure()
+                for worker in workers.values():
+                    worker.close()
+                first = statistics.median(workers[ways[0]].seconds)
+                for way, worker in workers.items():
+                    median = statistics.median(worker.seconds)
+                    figures = f"{batch / median:>6.1f} {first / median:>6.2f} {worker.memory:>6.0f} {worker.load:>6.2f}"
+                    print(f"{batch:>5} {threads:>7}  {way:<34} {figures}", flush=True)
+
+
+def export(ways: list[str], options: argparse.Namespace, files: Path) -> None:
+    """Write the ONNX files that `ways` need and that are not there."""
+    from vargface.checkpoint import load_checkpoint
+    from vargface.deploy.int8 import calibration_faces, export_int8
+    from vargface.deploy.network import fold
+    from vargface.deploy.onnx_file import export_onnx
+
+    network = fold(load_checkpoint(options.model))
+    for way in ways:
+        out = files / f"{way}.onnx"
+        if not way.startswith("ONNX") or out.is_file():
+            continue
+        if "MXNet" in way:
+            mxnets_own_export(options.model, out)
+        elif "int8" in way:
+            export_int8(network, out, calibration_faces([options.calibrate], 256))
+        else:
+            export_onnx(network, out, wide_groups="avx512" in way)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The embedder and `vargface embed`: the rows of a file are the faces that were asked for, in their order."""
+
+from __future__ import annotations
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+
+from vargface.checkpoint import load_checkpoint
+from vargface.cli import main
+from vargface.data.packs import read_pack
+from vargface.deploy import embedder as module
+from vargface.deploy.alignment import TEMPLATE
+from vargface.deploy.embedder import BATCH_SIZE, Embedder, find_faces, unit
+from vargface.errors import InputError
+from vargface.eval.verification import verify_pack
+from vargface.inference import FrozenNetwork
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return tiny.make_teacher(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def faces() -> np.ndarray:
+    """(11, 112, 112, 3): two batches and three more."""
+    return np.stack([tiny.image(number % 4, number) for number in range(2 * BATCH_SIZE + 3)])
+
+
+@pytest.fixture(scope="module")
+def expected(model, faces) -> np.ndarray:
+    """Raw embeddings of the faces and of their mirror images, by the plain network: (2, 11, D)."""
+    network = FrozenNetwork(load_checkpoint(model), 1)
+    views = faces.transpose(0, 3, 1, 2)
+    return np.stack([network(views), network(np.ascontiguousarray(views[..., ::-1]))])
+
+
+@pytest.fixture(params=[1, 2, 3], ids="batches side by side={}".format)
+def embedder(request, model, monkeypatch) -> Embedder:
+    monkeypatch.setattr(module, "_side_by_side", lambda: request.param)
+    return Embedder(model)
+
+
+def test_any_number_of_faces_in_any_order_of_axes(embedder, faces, expected):
+    for number in (11, 8, 5, 1):
+        np.testing.assert_allclose(embedder.embed(faces[:number], flip=False), unit(expected[0, :number]), atol=1e-5)
+    channels_first = faces.transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(embedder(channels_first), expected[0], atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(embedder.embed(channels_first), unit(expected.sum(0)), atol=1e-5)
+    assert embedder(channels_first[:0]).shape == (0, tiny.DIMENSIONS)
+
+
+def test_the_mirror_image_is_added_before_normalising(embedder, faces, expected):
+    np.testing.assert_allclose(embedder.embed(faces), unit(expected.sum(0)), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(embedder.embed(faces), axis=1), 1, atol=1e-6)
+
+
+def test_a_photos_faces_are_aligned(model, faces):
+    photo = np.zeros((200, 300, 3), np.uint8)
+    photo[20:132, 30:142], photo[60:172, 160:272] = faces[0], faces[1]
+    landmarks = np.stack([TEMPLATE + (30, 20), TEMPLATE + (160, 60)])
+    embedder = Embedder(model)
+    np.testing.assert_allclose(embedder.embed_photo(photo, landmarks), embedder.embed(faces[:2]), atol=1e-5)
+
+
+def test_it_verifies_as_the_plain_network_does(model, data):
+    pack = read_pack(data / "pairs.bin")
+    plain = verify_pack(FrozenNetwork(load_checkpoint(model), 4), pack, batch_size=4)
+    fast = verify_pack(Embedder(model), pack, batch_size=4)
+    assert fast.accuracy == plain.accuracy
+    assert fast.xnorm == pytest.approx(plain.xnorm, rel=1e-4)
+
+
+def test_threads_and_cores_decide_how_many_batches_go_side_by_side(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 8)
+    for threads, batches in {"1": 8, "3": 2, "8": 1, "16": 1, "": 1, "none": 1}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        assert module._side_by_side() == batches
+
+
+@pytest.mark.parametrize("shape", [(112, 112, 3), (2, 100, 112, 3), (2, 1, 112, 112)])
+def test_faces_of_another_shape_are_refused(model, shape):
+    with pytest.raises(InputError, match="faces of shape"):
+        Embedder(model).embed(np.zeros(shape, np.uint8))
+
+
+# --- files
+
+
+@pytest.fixture
+def folder(tmp_path, faces):
+    """Aligned faces in b.png, a/c.bmp and "a/with 2 words.png", and a file that is no image."""
+    (tmp_path / "a").mkdir()
+    write = {"b.png": faces[0], "a/c.bmp": faces[1], "a/with 2 words.png": faces[2]}
+    for name, face in write.items():
+        cv2.imwrite(str(tmp_path / name), face[:, :, ::-1])
+    (tmp_path / "a" / "notes.md").write_text("no image")
+    return tmp_path
+
+
+def embed(model, *arguments) -> int:
+    return main(["embed", "--model", model, *map(str, arguments)])
+
+
+def test_rows_are_in_input_order(model, folder, faces, capsys):
+    photo = np.zeros((150, 160, 3), np.uint8)
+    photo[10:122, 20:132] = faces[4]
+    cv2.imwrite(str(folder / "photo.PNG"), photo[:, :, ::-1])
+    landmarks = " ".join(f"{number:.4f}" for number in (TEMPLATE + (20, 10)).ravel())
+    (folder / "list.txt").write_text(f"a/with 2 words.png\n\nphoto.PNG\t{landmarks}\n")
+    np.save(folder / "array.npy", faces[5:7].transpose(0, 3, 1, 2))
+    out = folder / "out.npy"
+    sources = [folder / "list.txt", folder / "a", folder / "array.npy", folder / "b.png"]
+    assert embed(model, "--out", out, *sources) == 0
+    embeddings = np.load(out)
+    np.testing.assert_allclose(embeddings, Embedder(model).embed(faces[[2, 4, 1, 2, 5, 6, 0]]), atol=1e-5)
+    assert embeddings.dtype == np.float32
+    assert f"{out}: 7 embeddings of {tiny.DIMENSIONS} numbers" in capsys.readouterr().out
+
+
+def test_without_the_mirror_image(model, folder, faces):
+    assert embed(model, "--no-flip", "--out", folder / "out.npy", folder / "b.png") == 0
+    ours = Embedder(model).embed(faces[:1], flip=False)
+    np.testing.assert_allclose(np.load(folder / "out.npy"), ours, atol=1e-5)
+
+
+def test_another_size_is_resized_when_asked(model, folder, faces):
+    large = cv2.resize(faces[0], (224, 224), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(folder / "b.png"), large[:, :, ::-1])
+    assert embed(model, "--resize", "--out", folder / "out.npy", folder / "b.png") == 0
+    small = cv2.resize(large, (112, 112), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_allclose(np.load(folder / "out.npy"), Embedder(model).embed(small[None]), atol=1e-5)
+
+
+def wrong_size(folder, height, width):
+    cv2.imwrite(str(folder / "b.png"), np.zeros((height, width, 3), np.uint8))
+    return folder / "b.png"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda folder: wrong_size(folder, 250, 250), "is 250x250, not an aligned face of 112x112 - .*or --resize"),
+        (lambda folder: wrong_size(folder, 112, 96), "is 112x96, not an aligned face .* five landmarks$"),
+        (lambda folder: folder / "nowhere.png", "nowhere.png: no such image, folder, list or array"),
+        (lambda folder: folder / "a" / "notes.md", "notes.md: is not an image"),
+        (lambda folder: _empty(folder), "no image in this folder"),
+        (lambda folder: _text(folder, ""), "names no image"),
+        (lambda folder: _text(folder, "b.png 1 2 3\n"), "line 1 has 3 numbers behind the path"),
+        (lambda folder: _text(folder, "b.png" + " 5" * 10), "all in one place"),
+        (lambda folder: _saved(folder, np.zeros((2, 112, 112, 3), np.float32)), "holds float32, must be uint8"),
+        (lambda folder: _saved(folder, np.zeros((2, 112, 112), np.uint8)), r"list.npy: faces of shape \(2, 112, 112\)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_embedded_is_one_line_and_writes_nothing(model, folder, capsys, source, message):
+    out = folder / "out.npy"
+    assert embed(model, "--out", out, source(folder)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error.strip()), error
+    assert not out.exists()
+
+
+def _empty(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def _text(folder, content):
+    (folder / "list.txt").write_text(content)
+    return folder / "list.txt"
+
+
+def _saved(folder, array):
+    np.save(folder / "list.npy", array)
+    return folder / "list.npy"
+
+
+def test_a_name_that_is_no_npy_and_a_folder_that_is_not_there_are_said_first(model, folder, capsys):
+    assert embed(model, "--out", folder / "out.bin", folder / "b.png") == 2
+    assert embed(model, "--out", folder / "nowhere" / "out.npy", folder / "b.png") == 2
+    error = capsys.readouterr().err
+    assert "give it a name in .npy" in error
+    assert "no such folder - make it first" in error
+
+
+def test_the_order_of_a_folder_is_that_of_paths(folder):
+    assert [str(face.path.relative_to(folder)) for face in find_faces([folder])] == [
+        "a/c.bmp", "a/with 2 words.png", "b.png",
+    ]  # fmt: skip
