@@ -4,7 +4,6 @@ from setuptools import setup
 
 PACKAGE_DIR = {
     "vargface": "src/vargface",
-    "vargface.commands": "src/vargface/commands",
     "vargface.data": "src/vargface/data",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
     "vargface.commands": "src/vargface/commands",
