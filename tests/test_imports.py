@@ -108,12 +108,6 @@ def test_data_knows_nothing_of_training(name):
     assert not {found for found in ours(name) if inside(found, *above)}
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_nothing_but_it_imports_the_commands(name):
-    allowed = inside(name, "vargface.cli", "vargface.commands")
-    assert allowed or not {found for found in ours(name) if inside(found, "vargface.commands")}
-
-
 @pytest.mark.parametrize("name", of("vargface.deploy"))
 def test_deploy_knows_nothing_of_training(name):
     above = ("vargface.training", "vargface.symbols", "vargface.recipes", "vargface.recipe", "vargface.demo")
