@@ -4,9 +4,9 @@ from setuptools import setup
 
 PACKAGE_DIR = {
     "vargface": "src/vargface",
+    "vargface.commands": "src/vargface/commands",
     "vargface.data": "src/vargface/data",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
-    "vargface.commands": "src/vargface/commands",
     "vargface.deploy": "src/vargface/deploy",
     "vargface.training": "src/vargface/training",
     "vargface.teachers": "src/vargface/teachers",

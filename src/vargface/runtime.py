@@ -30,8 +30,8 @@ from vargface.errors import InputError
 if TYPE_CHECKING:
     import mxnet as mx
 
-__all__ = ["THREADS", "contexts", "cores", "flavours", "machine", "mx", "preload_cuda", "prepare_for_training"]
 __all__ = [
+    "THREADS",
     "contexts",
     "cores",
     "flavours",
