@@ -102,6 +102,16 @@ def test_slopes_of_any_size(slopes):
     assert bool(products) == any(abs(1 - slope) < fast.NEAR_ONE for slope in slopes)
 
 
+def test_a_dense_layer_straight_on_a_prelu_on_an_image():
+    """As the checkpoints of 2018 have it."""
+    data = mx.sym.Convolution(mx.sym.Variable("data"), num_filter=4, kernel=(3, 3), stride=(32, 32), name="conv")
+    data = mx.sym.LeakyReLU(data, act_type="prelu", name="act")
+    checkpoint, images = of_symbol(mx.sym.FullyConnected(data, num_hidden=8, name="fc1"))
+    assert checkpoint.args["fc1_weight"].shape == (8, 4 * 4 * 4)
+    form = fast_form(fold(checkpoint), 0)
+    assert_same(FrozenNetwork(form, len(images))(images), native(checkpoint, images))
+
+
 def test_groups_side_by_side_against_each_group_alone():
     random = np.random.default_rng(0)
     data = mx.sym.Convolution(mx.sym.Variable("data"), num_filter=12, num_group=3, kernel=(1, 1), name="odd")

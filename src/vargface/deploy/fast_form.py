@@ -97,6 +97,8 @@ def _split_prelus(network: Network) -> Network:
 def _scale_inputs(layer: Layer, weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """Return `weight` of a linear layer for inputs whose channels are 1 / factor (C,) of what they were."""
     groups = layer.get("num_group", 1)
+    if layer.op == "FullyConnected":  # sees its inputs channel by channel
+        factor = np.repeat(factor, weight.shape[1] // len(factor))
     by_group = factor.reshape(groups, 1, -1, *(1 for _ in weight.shape[2:]))
     return (weight.reshape(groups, -1, *weight.shape[1:]) * by_group).reshape(weight.shape).astype(np.float32)
 
