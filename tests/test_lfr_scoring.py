@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from vargface.errors import InputError
 from vargface.eval.lfr import pairs, scoring
 from vargface.eval.lfr.features import TestSet, header, normalised, open_test_set
-from vargface.eval.lfr.scoring import Part, finish, make_plan, merge, run
+from vargface.eval.lfr.plan import BIN, HISTOGRAM, KEPT, Plan, make_plan
+from vargface.eval.lfr.scoring import Part, finish, merge, run
 
 FPRS = ("1e-6", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1", "0.5")
 
@@ -83,7 +84,7 @@ def assert_is_brute_force(score, rows, labels, exact=True):
             assert (point.tpr, point.tpr_high, point.threshold, point.accepted) == (tpr, tpr, threshold, accepted)
         else:
             assert point.tpr <= tpr <= point.tpr_high
-            assert point.threshold == pytest.approx(threshold, abs=3 * score.score_error + scoring.BIN)
+            assert point.threshold == pytest.approx(threshold, abs=3 * score.score_error + BIN)
             assert point.accepted <= accepted
 
 
@@ -269,7 +270,7 @@ def test_the_headline_is_one_point_however_it_is_written(tmp_path):
 
 def test_the_headlines_of_both_test_sets_are_exact():
     for rows, fpr in ((1_862_120, "1e-8"), (203_848, "1e-4")):
-        assert Fraction(fpr) * rows * (rows - 1) / 2 < scoring.KEPT
+        assert Fraction(fpr) * rows * (rows - 1) / 2 < KEPT
 
 
 @pytest.mark.parametrize("fpr", ["0", "1", "-1e-3", "x", "1/0", "nan"])
@@ -286,7 +287,7 @@ def test_nobody_twice_is_refused(tmp_path):
 
 def test_admitted_is_counted_exactly():
     plan = dataclasses.replace(
-        scoring.Plan("", "", "", 0, 0, 10**12 - 1, 0, "", 0, (), 0, 0.0, (), 0.0, np.empty(0)),
+        Plan("", "", "", 0, 0, 10**12 - 1, 0, "", 0, (), 0, 0.0, (), 0.0, np.empty(0)),
     )
     assert plan.admitted("1e-8") == 9_999
     assert dataclasses.replace(plan, negatives=10**12).admitted("1e-8") == 10_000
@@ -334,7 +335,7 @@ def test_histograms_hold_all_positives_and_a_sample_of_negatives(tmp_path):
     score = result_of(*files(tmp_path, rows, labels))
     same, different = all_scores(rows, labels)
     np.testing.assert_array_equal(score.histograms[0].sum(), len(same))
-    expected = np.histogram(different, scoring.HISTOGRAM)[0] / len(different)
+    expected = np.histogram(different, HISTOGRAM)[0] / len(different)
     np.testing.assert_allclose(score.histograms[1] / score.histograms[1].sum(), expected, atol=0.005)
 
 

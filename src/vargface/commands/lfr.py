@@ -182,7 +182,8 @@ def _mapped(processes: int) -> Callable[[Callable, Any], Iterator]:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from vargface.eval.lfr.scoring import Part, finish, make_plan, run
+    from vargface.eval.lfr.plan import make_plan
+    from vargface.eval.lfr.scoring import Part, finish, run
 
     _look_ahead(arguments)
     index, parts = arguments.part
@@ -211,7 +212,8 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from vargface.eval.lfr.scoring import finish, make_plan, merge
+    from vargface.eval.lfr.plan import make_plan
+    from vargface.eval.lfr.scoring import finish, merge
 
     _look_ahead(arguments)
     parts = [_load(Path(path)) for path in arguments.parts]
@@ -346,7 +348,7 @@ def _report(score: Any, arguments: argparse.Namespace) -> None:
 
 def _draw(score: Any, arguments: argparse.Namespace) -> None:
     from vargface.data.faces import read_face
-    from vargface.eval.lfr.scoring import HISTOGRAM
+    from vargface.eval.lfr.plan import HISTOGRAM
     from vargface.eval.pictures import draw_pairs, draw_roc, draw_scores
 
     fars = np.array([float(point.fpr) for point in score.curve])
