@@ -46,7 +46,8 @@ class Run:
     """What a page says of one run.
 
     step, steps: how far it is and is to go; packs: figures of the best checkpoint; distances: pack -> (squared L2 (P,),
-    whether same (P,)) of it; recipe and defaults: every key; machine: what it ran on; model: the best, "PREFIX,EPOCH".
+    whether same (P,)) of it; recipe and defaults: every key; machine: what it ran on; model: the best, "PREFIX,EPOCH";
+    warnings: what its log says in words.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Run:
     defaults: Mapping[str, Any]
     machine: Mapping[str, str]
     model: str = ""
+    warnings: Sequence[str] = ()
 
 
 def report_page(runs: Sequence[Run]) -> str:
@@ -69,6 +71,7 @@ def report_page(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         parts.append(_cards(runs[0]))
     parts.append(_section("Verification, best checkpoint", _verification(runs)))
+    parts.append(_section("Warnings", _warnings(runs)))
     parts.append(_section("Training", _picture(draw_curves([run.history for run in runs]), "curves by step")))
     parts.append(_section("Pairs told apart", _pairs(runs)))
     parts.append(_section("Recipe", _recipe(runs)))
@@ -125,6 +128,10 @@ def _cards(run: Run) -> str:
         f'<div class="card"><b>{_text(value)}</b><span>{_text(label)}</span></div>' for label, value in figures.items()
     )
     return f'<div class="cards">{cards}</div>'
+
+
+def _warnings(runs: Sequence[Run]) -> str:
+    return "\n".join(f"<p>{_text(f'{run.name}, {text}')}</p>" for run in runs for text in run.warnings)
 
 
 def _percent(share: float) -> str:

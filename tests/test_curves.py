@@ -70,6 +70,31 @@ def test_a_run_without_a_teacher_has_fewer_panels_and_every_curve_is_drawn():
     assert orange.sum() > 100 and not (np.abs(alone.astype(int) - [14, 127, 255]) < 8).all(axis=2).any()
 
 
+def coloured(picture: np.ndarray) -> int:
+    """Pixels in matplotlib's first colour, full or thinned."""
+    blue, _, red = (picture[:, :, channel].astype(int) for channel in range(3))
+    return int((blue > red + 20).sum())
+
+
+def test_percentiles_gradients_and_norms_of_packs_are_drawn():
+    steps = np.array([1.0, 2.0, 3.0])
+    log = {"step": steps, "teacher_cosine": steps}
+    plain = decoded(draw_curves([History("run", log)]))
+    band = {**log, "teacher_cosine_p5": steps - 1, "teacher_cosine_p95": steps + 1}
+    assert coloured(decoded(draw_curves([History("run", band)]))) > 5 * coloured(plain)
+    gradients = {"step": steps, "margin_gradient": steps, "distillation_gradient": 100 * steps}
+    one = decoded(draw_curves([History("run", {**gradients, "distillation_gradient": np.full(3, np.nan)})]))
+    assert coloured(decoded(draw_curves([History("run", gradients)]))) > 1.2 * coloured(one)
+    norms = History("run", {"step": steps, "margin_loss": steps}, xnorms={"lfw": (steps, 10 * steps)})
+    assert decoded(draw_curves([norms])).shape[0] == plain.shape[0]  # a panel more, in the same row
+    assert coloured(decoded(draw_curves([norms]))) > 1.5 * coloured(plain)
+
+
+def test_norms_are_read_by_pack(run):
+    (run / "verification.csv").write_text("step,number,pack,accuracy,xnorm\n25,1,lfw,0.5,7.5\n50,2,lfw,0.5,8\n")
+    assert [list(part) for part in history_of(run).xnorms["lfw"]] == [[25, 50], [7.5, 8]]
+
+
 def test_the_command_writes_the_picture_or_one_line(run, tmp_path, capsys):
     assert main(["curves", str(run), "--out", str(tmp_path / "curves.png")]) == 0
     assert decoded((tmp_path / "curves.png").read_bytes()).shape[1] > 800

@@ -85,6 +85,15 @@ def test_several_runs_side_by_side(make, teacher, tmp_path):
     assert "ROC on pairs" in reader.pictures and "cosines on pairs, <taught>" in reader.pictures
 
 
+def test_what_the_log_says_in_words_is_on_the_page(make, teacher):
+    (folder,) = train(make(teacher=teacher, alpha=1e-4, steps=4, log_every=1, report=True))
+    reader = Reader((folder.path / "report.html").read_text())
+    assert "Warnings" in reader.text
+    assert "run, step 3: distillation teaches next to nothing" in reader.text
+    (quiet,) = train(make(teacher=teacher, steps=4, log_every=1, report=True, out=folder.path.parent / "quiet"))
+    assert "Warnings" not in (quiet.path / "report.html").read_text()
+
+
 def test_no_run_is_no_page(tmp_path):
     with pytest.raises(InputError, match="no run that has logged a step"):
         page_of([tmp_path])

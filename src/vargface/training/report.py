@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from easydict import EasyDict
 
 from vargface.checkpoint import load_checkpoint
 from vargface.errors import InputError
@@ -18,6 +19,7 @@ from vargface.eval.verification import Verification
 from vargface.files import whole_file
 from vargface.recipes import base
 from vargface.training.run_folder import RunFolder, best_of, distances_of, read_json
+from vargface.training.watch import Watch
 
 __all__ = ["history_of", "page_of", "result_of", "write_report"]
 
@@ -39,11 +41,15 @@ def history_of(folder: str | Path) -> History:
     try:
         columns = {name: np.array([float(row[name] or "nan") for row in log]) for name in log[0]}
         packs: dict[str, list[tuple[float, float]]] = {}
+        xnorms: dict[str, list[tuple[float, float]]] = {}
         for row in _rows(folder / "verification.csv"):
             packs.setdefault(row["pack"], []).append((float(row["step"]), float(row["accuracy"])))
+            if row.get("xnorm"):
+                xnorms.setdefault(row["pack"], []).append((float(row["step"]), float(row["xnorm"])))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder}: its log is not what training wrote ({error}) - choose another run") from error
-    return History(folder.name, columns, {pack: tuple(np.array(found).T) for pack, found in packs.items()})
+    by_pack = ({pack: tuple(np.array(rows).T) for pack, rows in found.items()} for found in (packs, xnorms))
+    return History(folder.name, columns, *by_pack)
 
 
 def page_of(folders: Sequence[str | Path]) -> str:
@@ -72,8 +78,16 @@ def _run_of(path: Path) -> Run:
         recipe=recipe,
         defaults=base.recipe,
         machine=read_json(path / "machine.json") or {},
+        warnings=_warnings(history, recipe),
         model=f"{path / recipe.get('role', 'student')},{number}" if number else "",
     )
+
+
+def _warnings(history: History, recipe: dict) -> list[str]:
+    """Return what `Watch` says of the log, as the run said it."""
+    watch = Watch(EasyDict({**base.recipe, **recipe}))
+    rows = (dict(zip(history.log, values)) for values in zip(*history.log.values()))
+    return [f"step {row['step']:.0f}: {text}" for row in rows for text in watch(row)]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

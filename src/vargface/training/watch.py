@@ -63,7 +63,8 @@ class Watch:
     def _balance(self, row: Mapping[str, float]) -> str:
         if row["step"] <= max(self._recipe.margin_ramp[1], self._recipe.warmup_steps):
             return ""
-        self._gradients.append((row["margin_gradient"], row["distillation_gradient"]))
+        # a log from before they were logged has none
+        self._gradients.append([row.get(name, np.nan) for name in ("margin_gradient", "distillation_gradient")])
         if len(self._gradients) < ROWS:
             return ""
         margin, distillation = np.median(np.array(self._gradients), axis=0)
