@@ -116,7 +116,7 @@ def training_step(folder: Path, way: str, batch: int) -> Callable[[], None]:
     generation._start(None)
 
     def step() -> None:
-        means = Means(plan.objective.outputs, batch)
+        means = Means([*plan.objective.outputs, *plan.objective.gradients], batch)
         generation._train_step(means)
         means.take()
         mx.nd.waitall()

@@ -140,7 +140,7 @@ class _Generation:
         part = recipe.batch_size // recipe.accumulate
         data, labels = ([_of_size(part, desc) for desc in descs] for descs in (self._faces.provide_data, self._labels))
         self._module.bind(data, labels, grad_req=self._objective.grad_req("write" if recipe.accumulate == 1 else "add"))
-        self._take_step = Step(self._module, self._objective.outputs, recipe.accumulate)
+        self._take_step = Step(self._module, self._objective.outputs, recipe.accumulate, self._objective.gradient_norms)
         self._device, self._records = plan.devices[0], plan.records
 
     def fit(self, weights: tuple[Params, Params] | None) -> tuple[Params, Params]:
@@ -148,7 +148,8 @@ class _Generation:
         recipe = self._recipe
         self._start(weights)
         self._folder.write_machine(machine())
-        means = Means(self._objective.outputs, recipe.batch_size // recipe.accumulate, self._objective.spread)
+        logged = [*self._objective.outputs, *self._objective.gradients]
+        means = Means(logged, recipe.batch_size // recipe.accumulate, self._objective.spread)
         name = str(self._folder.path)
         with interrupt_after_step() as stop, contextlib.closing(self._folder.board), tqdm(
             total=recipe.steps, initial=self._step, unit="step", disable=None, desc=name
@@ -276,7 +277,7 @@ class _Generation:
         return self._module._optimizer.learning_rate
 
     def _log(self, means: Means, bar: tqdm) -> None:
-        row = {**self._objective.of_labelled(means.take()), **self._objective.gradient_norms(self._module)}
+        row = self._objective.of_labelled(means.take())
         if self._recipe.skip_steps:
             row["steps_left_out"] = self._skipped
         shown = {"loss": row["margin_loss"] + row.get("distillation_loss", 0.0), "img/s": row["images_per_second"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from easydict import EasyDict
 
 from vargface.graph import training_form
@@ -24,7 +23,8 @@ PROBES = {"margin_gradient": "margin_probe", "distillation_gradient": "distillat
 class Objective:
     """The training symbol of a recipe and the names of its outputs, each (N,): `symbol`, `outputs`, `label_names`.
 
-    probes: the names of the module's states, which stay zero; spread: outputs whose percentiles are worth logging.
+    probes: the names of the module's states, which stay zero; gradients: the names of what `gradient_norms` gives;
+    spread: outputs whose percentiles are worth logging.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Objective:
             m3=recipe.m3,
         )
         outputs = {"margin_loss": margin.loss, "train_accuracy": margin.correct, "target_cosine": margin.target_cosine}
-        self._of_labelled = list(outputs)
+        self._of_labelled = [*outputs, "margin_gradient"]
         if distils:
             compared = self._probed(embedding, "distillation_gradient")
             if recipe.teacher_map:
@@ -73,7 +73,7 @@ class Objective:
         if distils and recipe.mix:
             outputs[LABELLED] = mx.sym.BlockGrad(label >= 0)
         self.outputs = list(outputs)
-        self.probes = list(self._of_probe)
+        self.probes, self.gradients = list(self._of_probe), list(self._of_probe.values())
         self.spread = ["teacher_cosine"] if distils else []
         self.symbol = mx.sym.Group(list(outputs.values()))
 
@@ -87,18 +87,15 @@ class Objective:
         names = [name for name in self.symbol.list_arguments() if name not in inputs]
         return {name: "write" if name in self.probes else parameters for name in names}
 
-    def gradient_norms(self, module: mx.mod.Module) -> dict[str, float]:
-        """Return each loss's `..._gradient`: the norm of its gradient at an embedding, mean over the last batch.
+    def gradient_norms(self, module: mx.mod.Module) -> list[mx.nd.NDArray]:
+        """Return, after a backward pass, the norms of the losses' gradients at each embedding: (N,) by `gradients`.
 
         `module` is bound with `probes` as its states, and `grad_req`. The gradients are of the sum over samples, what
         weighs a loss included.
         """
         executors = module._exec_group.execs
-        norms = {
-            column: [mx.nd.norm(executor.grad_dict[probe], axis=1).asnumpy() for executor in executors]
-            for probe, column in self._of_probe.items()
-        }
-        return {column: float(np.concatenate(found).mean()) for column, found in norms.items()}
+        norms = [[mx.nd.norm(each.grad_dict[probe], axis=1) for each in executors] for probe in self.probes]
+        return [mx.nd.concat(*(part.as_in_context(parts[0].context) for part in parts), dim=0) for parts in norms]
 
     def of_labelled(self, means: dict[str, float]) -> dict[str, float]:
         """Return `means` of the outputs with those of the margin softmax over the labelled samples alone."""

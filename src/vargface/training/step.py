@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -33,12 +33,21 @@ class Step:
     a time). Batch norm's moving statistics are written by backward, which a loss that is not finite never gets to.
     """
 
-    def __init__(self, module: mx.mod.Module, outputs: Sequence[str], parts: int) -> None:
-        """Take a bound module (`grad_req` "add" for more than one part) and the names of its outputs."""
-        self._module, self._outputs, self._parts = module, list(outputs), parts
+    def __init__(
+        self,
+        module: mx.mod.Module,
+        outputs: Sequence[str],
+        parts: int,
+        look: Callable[[mx.mod.Module], list[mx.nd.NDArray]] = lambda module: [],
+    ) -> None:
+        """Take a bound module (`grad_req` "add" for more than one part) and the names of its outputs.
+
+        look: what of a part's gradients is given with its outputs.
+        """
+        self._module, self._outputs, self._parts, self._look = module, list(outputs), parts, look
 
     def __call__(self, batch: mx.io.DataBatch, seed: int | None = None) -> list[list[mx.nd.NDArray]]:
-        """Go a step along `batch` and return the outputs of each part; `seed`, for what dropout draws.
+        """Go a step along `batch` and return each part's outputs and what `look` gave; `seed`, for what dropout draws.
 
         Raises NotFinite, the weights, the optimiser and batch norm's moving statistics of a bad loss left alone.
         """
@@ -56,6 +65,7 @@ class Step:
                 found.append([output.copy() for output in outputs])
                 self._module.backward()
                 self._check_gradients(part)
+                found[-1] += self._look(self._module)
             self._module.update()
         finally:
             if self._parts > 1:
