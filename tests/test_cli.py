@@ -30,7 +30,7 @@ from vargface.runtime import mx
 from vargface.training import fit, plan
 from vargface.training.interrupt import Terminated
 
-COMMANDS = ["demo", "train", "verify", "curves", "synth", "flops", "lfr", "embed", "export"]
+COMMANDS = ["demo", "train", "verify", "curves", "report", "synth", "flops", "lfr", "teacher-store", "embed", "export"]
 LFR_STEPS = ["check", "submit", "score", "merge", "identify"]
 
 
@@ -472,7 +472,7 @@ def help_of(capsys, *command) -> str:
 
 
 def test_help_lists_every_command(capsys):
-    listed = re.findall(r"^    (\w+) ", help_of(capsys), re.MULTILINE)
+    listed = re.findall(r"^    ([\w-]+)(?: |$)", help_of(capsys), re.MULTILINE)
     assert listed == COMMANDS
 
 
