@@ -15,7 +15,8 @@ import pytest
 
 from vargface.data.augment import Draws, augmented, mixed
 from vargface.data.iterator import NOBODY, FaceIterator, epoch_order, mirror_bits
-from vargface.data.records import FaceRecords, RecordWriter
+from vargface.data.records import FaceRecords
+from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
 from vargface.runtime import mx
 

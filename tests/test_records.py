@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from vargface.data.recordio import RecordFile, part_bytes
-from vargface.data.records import FaceRecords, RecordWriter, first_without_image
+from vargface.data.records import FaceRecords, first_without_image
+from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
 from vargface.runtime import mx
 

@@ -14,7 +14,7 @@ import pytest
 
 from vargface.checkpoint import save_checkpoint
 from vargface.data.packs import write_pack
-from vargface.data.records import RecordWriter
+from vargface.data.writer import RecordWriter
 from vargface.recipe import load_recipe
 from vargface.runtime import mx
 from vargface.symbols.layers import batch_norm, embedding_layer, prelu, scaled_input

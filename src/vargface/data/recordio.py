@@ -9,17 +9,19 @@ array, and the encoded image.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vargface.errors import InputError
 
-__all__ = ["RecordFile", "pack", "part_bytes", "unpack"]
+__all__ = ["RecordFile", "Scanned", "pack", "part_bytes", "unpack"]
 
 _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", _MAGIC)
@@ -30,6 +32,8 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _LENGTH_BITS = 29
 # one read takes header and bytes of an ordinary 112x112 JPEG
 _FIRST_READ = 12 * 1024
+# one read of a file that is gone through from end to end
+_SCAN_READ = 1 << 20
 
 
 def pack(labels: float | Sequence[float], body: bytes = b"", record: int = 0) -> bytes:
@@ -60,13 +64,7 @@ def part_bytes(payload: bytes) -> bytes:
     """Return the bytes of `payload` as one record of a file; raises ValueError past the format's 512 MiB."""
     if len(payload) >= 1 << _LENGTH_BITS:
         raise ValueError(f"a record of {len(payload)} bytes is too long for RecordIO")
-    cuts = []
-    at = payload.find(_MAGIC_BYTES)
-    while at >= 0:
-        aligned = at % 4 == 0
-        if aligned:
-            cuts.append(at)
-        at = payload.find(_MAGIC_BYTES, at + (4 if aligned else 1))
+    cuts = list(_aligned_magic(payload))
     starts = [0] + [cut + 4 for cut in cuts]
     ends = cuts + [len(payload)]
     kinds = [_FIRST] + [_MIDDLE] * (len(cuts) - 1) + [_LAST] if cuts else [_WHOLE]
@@ -75,6 +73,14 @@ def part_bytes(payload: bytes) -> bytes:
         length = end - start
         pieces += [_PART.pack(_MAGIC, kind << _LENGTH_BITS | length), payload[start:end], bytes(-length % 4)]
     return b"".join(pieces)
+
+
+class Scanned(NamedTuple):
+    """What `RecordFile.scan` meets at byte `offset`: a record or, where `damage` is not empty, none."""
+
+    offset: int
+    payload: bytes | memoryview
+    damage: str
 
 
 class RecordFile:
@@ -113,23 +119,15 @@ class RecordFile:
 
     def payload(self, record: int, offset: int) -> bytes | memoryview:
         """Return the bytes of the record that starts at `offset`; `record` is its number, for messages only."""
-        part, kind, offset = self._part(record, offset)
-        if kind == _WHOLE:
-            return part
-        if kind != _FIRST:
-            raise self._damaged(record, f"byte {offset} is inside another record")
-        parts = [bytes(part)]
-        while kind != _LAST:
-            part, kind, offset = self._part(record, offset)
-            if kind not in (_MIDDLE, _LAST):
-                raise self._damaged(record, "its last part is missing")
-            parts.append(bytes(part))
-        return _MAGIC_BYTES.join(parts)
+        try:
+            return self._record(offset)[0]
+        except ValueError as error:
+            raise self._damaged(record, str(error)) from error
 
     def read(self, record: int, offset: int) -> tuple[np.ndarray, bytes]:
         """Return labels (n,) float32 and encoded image of the record that starts at `offset`."""
         try:
-            return unpack(self.payload(record, offset))
+            return unpack(self._record(offset)[0])
         except ValueError as error:
             raise self._damaged(record, str(error)) from error
 
@@ -137,46 +135,123 @@ class RecordFile:
         """Yield (ordinal number, offset, first label) of every record that holds an image, hopping through the file."""
         offset = record = 0
         while offset < self.size:
-            head = os.pread(self._handle, _PART.size + _HEADER.size + _LABEL.size, offset)
-            kind, length = self._check_head(record, offset, head)
-            if kind in (_WHOLE, _FIRST):
-                if min(length, len(head) - _PART.size) < _HEADER.size:
-                    raise self._damaged(record, f"{length} bytes are fewer than a record's header")
-                labels, label, _, _ = _HEADER.unpack_from(head, _PART.size)
-                if kind == _FIRST or length > _HEADER.size + 4 * labels:
-                    if labels:
-                        if length < _HEADER.size + _LABEL.size:
-                            raise self._damaged(record, f"{labels} labels are announced in a part of {length} bytes")
-                        (label,) = _LABEL.unpack_from(head, _PART.size + _HEADER.size)
-                    yield record, offset, label
+            try:
+                kind, length, label = self._first_label(offset)
+            except ValueError as error:
+                raise self._damaged(record, str(error)) from error
+            if label is not None:
+                yield record, offset, label
             if kind in (_WHOLE, _LAST):
                 record += 1
             offset += _PART.size + length + -length % 4
 
-    def _part(self, record: int, offset: int) -> tuple[memoryview, int, int]:
+    def scan(self) -> Iterator[Scanned]:
+        """Yield every record from the first byte to the last, and what is damaged in between.
+
+        Behind a damaged place it goes on at the next start of a record, which the format lets be found.
+        """
+        offset = 0
+        while offset < self.size:
+            try:
+                payload, end = self._record(offset)
+                if _starts_inside(payload):
+                    raise ValueError("another record starts inside of it")
+                yield Scanned(offset, payload, "")
+            except ValueError as error:
+                yield Scanned(offset, b"", str(error))
+                end = self._next_start(offset + 4)
+            offset = end
+
+    def _next_start(self, offset: int) -> int:
+        """Return where, from `offset`, a multiple of four, on, the next record starts, or the file ends."""
+        while offset < self.size:
+            block = self._bytes(_SCAN_READ, offset)
+            for at in _aligned_magic(block):
+                if block[at + 7 : at + 8] and block[at + 7] >> 5 in (_WHOLE, _FIRST):
+                    return offset + at
+            # a start may lie across the end of the block
+            offset += len(block) - 8 if len(block) == _SCAN_READ else _SCAN_READ
+        return self.size
+
+    def _record(self, offset: int) -> tuple[bytes | memoryview, int]:
+        """Return the payload of the record at `offset` and where it ends; raises ValueError where there is none."""
+        part, kind, end = self._part(offset)
+        if kind == _WHOLE:
+            return part, end
+        if kind != _FIRST:
+            raise ValueError(f"byte {offset} is inside another record")
+        parts = [bytes(part)]
+        while kind != _LAST:
+            part, kind, end = self._part(end)
+            if kind not in (_MIDDLE, _LAST):
+                raise ValueError("its last part is missing")
+            parts.append(bytes(part))
+        return _MAGIC_BYTES.join(parts), end
+
+    def _first_label(self, offset: int) -> tuple[int, int, float | None]:
+        """Return kind and length of the part at `offset`, and the record's first label if it holds an image."""
+        head = self._bytes(_PART.size + _HEADER.size + _LABEL.size, offset)
+        kind, length = self._check_head(offset, head)
+        if kind not in (_WHOLE, _FIRST):
+            return kind, length, None
+        if min(length, len(head) - _PART.size) < _HEADER.size:
+            raise ValueError(f"{length} bytes are fewer than a record's header")
+        labels, label, _, _ = _HEADER.unpack_from(head, _PART.size)
+        if kind == _WHOLE and length <= _HEADER.size + 4 * labels:
+            return kind, length, None
+        if labels:
+            if length < _HEADER.size + _LABEL.size:
+                raise ValueError(f"{labels} labels are announced in a part of {length} bytes")
+            (label,) = _LABEL.unpack_from(head, _PART.size + _HEADER.size)
+        return kind, length, label
+
+    def _part(self, offset: int) -> tuple[memoryview, int, int]:
         """Return the bytes of the part at `offset`, its kind and where the next one starts."""
-        piece = os.pread(self._handle, _FIRST_READ, offset)
-        kind, length = self._check_head(record, offset, piece)
+        piece = self._bytes(_FIRST_READ, offset)
+        kind, length = self._check_head(offset, piece)
         end = _PART.size + length
         if len(piece) < end:
-            piece += os.pread(self._handle, end - len(piece), offset + len(piece))
+            piece += self._bytes(end - len(piece), offset + len(piece))
         if len(piece) < end:
-            raise self._damaged(record, "the file became shorter since it was opened")
+            raise ValueError("the file became shorter since it was opened")
         return memoryview(piece)[_PART.size : end], kind, offset + end + -length % 4
 
-    def _check_head(self, record: int, offset: int, head: bytes) -> tuple[int, int]:
+    def _check_head(self, offset: int, head: bytes) -> tuple[int, int]:
         """Return kind and length of the part whose first bytes are `head`."""
         if len(head) < _PART.size:
-            raise self._damaged(record, f"the file ends at byte {self.size}")
+            raise ValueError(f"the file ends at byte {self.size}")
         magic, word = _PART.unpack_from(head)
         if magic != _MAGIC:
-            raise self._damaged(record, f"no record starts at byte {offset}")
+            raise ValueError(f"no record starts at byte {offset}")
         kind, length = word >> _LENGTH_BITS, word & ((1 << _LENGTH_BITS) - 1)
         if kind > _LAST:
-            raise self._damaged(record, f"part kind {kind} at byte {offset} is unknown")
+            raise ValueError(f"part kind {kind} at byte {offset} is unknown")
         if offset + _PART.size + length > self.size:
-            raise self._damaged(record, f"it needs {length} bytes and the file ends at byte {self.size}")
+            raise ValueError(f"it needs {length} bytes and the file ends at byte {self.size}")
         return kind, length
+
+    def _bytes(self, count: int, offset: int) -> bytes:
+        if self._handle < 0:
+            raise OSError(errno.EBADF, f"{self.path} was closed")
+        try:
+            return os.pread(self._handle, count, offset)
+        except OSError as error:
+            # a disk that fails, a network that is gone
+            raise ValueError(f"the system cannot read byte {offset}: {error.strerror}") from error
 
     def _damaged(self, record: int, reason: str) -> InputError:
         return InputError(f"{self.path}: record {record} is damaged ({reason}) - copy the data set anew")
+
+
+def _aligned_magic(content: bytes) -> Iterator[int]:
+    """Yield where the magic word stands at a multiple of four."""
+    at = content.find(_MAGIC_BYTES)
+    while at >= 0:
+        if at % 4 == 0:
+            yield at
+        at = content.find(_MAGIC_BYTES, at + (4 if at % 4 == 0 else 1))
+
+
+def _starts_inside(payload: bytes | memoryview) -> bool:
+    """Return whether a part as the file holds it has another one's start in it: those of a payload are cut out."""
+    return isinstance(payload, memoryview) and any(True for _ in _aligned_magic(bytes(payload)))

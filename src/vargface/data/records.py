@@ -7,21 +7,17 @@ face2rec2.py. Read too: a 'shuffled' file of images only, with or without an ind
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
-from vargface.data.recordio import RecordFile, pack, part_bytes
+from vargface.data.index import read_index
+from vargface.data.recordio import RecordFile
 from vargface.errors import InputError
-from vargface.files import make_folder, whole_file
 
-__all__ = ["FaceRecords", "RecordWriter"]
+__all__ = ["FaceRecords"]
 
 # header labels are float32: every whole number up to here is exact
 _EXACT = 1 << 24
@@ -168,33 +164,9 @@ def _read_property(path: Path) -> tuple[int, tuple[int, int]]:
     return identities, (height, width)
 
 
-def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return keys and offsets, int64, in the order of the keys."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read ({error.strerror}) - give an InsightFace data folder") from error
-    with warnings.catch_warnings():
-        # numpy up to 2 only warns of text that is no number
-        warnings.simplefilter("error")
-        try:
-            numbers = np.fromstring(text, dtype=np.int64, sep=" ")
-        except (ValueError, DeprecationWarning):
-            numbers = np.empty(0, dtype=np.int64)
-    if not numbers.size or numbers.size % 2 or numbers.size // 2 != text.count(b"\t"):
-        raise InputError(f"{path}: is not lines of 'key<TAB>offset' - copy the data set anew")
-    keys, offsets = numbers[0::2], numbers[1::2]
-    order = np.argsort(keys, kind="stable")
-    keys, offsets = keys[order], offsets[order]
-    repeated = np.flatnonzero(keys[1:] == keys[:-1])
-    if repeated.size:
-        raise InputError(f"{path}: record {keys[repeated[0]]} is listed twice - copy the data set anew")
-    return keys, offsets
-
-
 def _indexed_images(file: RecordFile, index: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return keys and offsets of the images and, where record 0 tells, the offsets of the identity records."""
-    keys, offsets = _read_index(index)
+    keys, offsets = read_index(index)
     outside = np.flatnonzero((offsets < 0) | (offsets >= file.size))
     if outside.size:
         key, offset = keys[outside[0]], offsets[outside[0]]
@@ -228,87 +200,3 @@ def first_without_image(near: int, last: int, has_image: Callable[[int], bool]) 
     slack = int(np.spacing(np.float32(near)))
     candidates = range(max(1, near - slack), min(last, near + slack))
     return next((key for key in candidates if not has_image(key)), near)
-
-
-class _Abandoned(Exception):
-    """Makes `whole_file` drop what was written."""
-
-
-class RecordWriter:
-    """Context manager that writes train.rec, train.idx and property into `folder`.
-
-    They have temporary names until the block ends without an exception; after one nothing is left of them. Memory does
-    not grow with the images. Raises InputError where the folder cannot be written to, or nothing was added.
-    """
-
-    def __init__(self, folder: str | Path, image_size: tuple[int, int] = (112, 112)) -> None:
-        self.folder = Path(folder)
-        self.image_size = image_size
-        self._starts: list[int] = []
-        self._records = 1
-        self._offset = 0
-
-    def __enter__(self) -> RecordWriter:
-        make_folder(self.folder)
-        with contextlib.ExitStack() as stack:
-            # renamed in the opposite order: a folder without property counts as no data set
-            self._property = stack.enter_context(whole_file(self.folder / "property"))
-            self._idx = stack.enter_context(whole_file(self.folder / "train.idx"))
-            self._rec = stack.enter_context(whole_file(self.folder / "train.rec"))
-            self._files = stack.pop_all()
-        return self
-
-    def add(self, identity: int, jpeg: bytes) -> None:
-        """Append an image; identities start at 0, ascend without gaps, and have their images together."""
-        known = len(self._starts)
-        if not (jpeg and max(0, known - 1) <= identity <= known):
-            raise ValueError(f"identity {identity} with {len(jpeg)} bytes after identity {known - 1}")
-        if identity == known:
-            self._starts.append(self._records)
-        self._append(self._records, float(identity), jpeg)
-        self._records += 1
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            try:
-                self._finish()
-            except BaseException:
-                self._abandon()
-                raise
-            self._files.close()
-        else:
-            self._abandon()
-
-    def _finish(self) -> None:
-        """Append the identity records and record 0, and bring all three files to the disk before any is renamed."""
-        if not self._starts:
-            raise InputError(f"{self.folder}: no image to write - give at least one identity with one image")
-        first = self._records
-        last = first + len(self._starts)
-        for key, start, end in zip(range(first, last), self._starts, self._starts[1:] + [first]):
-            self._append(key, (start, end))
-        self._append(0, (first, last))
-        with self._refusals():
-            self._property.write(f"{last - first},{self.image_size[0]},{self.image_size[1]}".encode())
-            for file in (self._rec, self._idx, self._property):
-                file.flush()
-                os.fsync(file.fileno())
-
-    def _append(self, key: int, labels: float | tuple[int, int], image: bytes = b"") -> None:
-        record = part_bytes(pack(labels, image, key))
-        with self._refusals():
-            self._rec.write(record)
-            self._idx.write(b"%d\t%d\n" % (key, self._offset))
-        self._offset += len(record)
-
-    @contextlib.contextmanager
-    def _refusals(self):
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{self.folder}: cannot write ({reason}) - free space or choose another place") from error
-
-    def _abandon(self) -> None:
-        # with an exception of our own: `whole_file` would report an OSError of the caller's block as one of writing
-        self._files.__exit__(_Abandoned, _Abandoned(), None)

@@ -15,10 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from vargface.data.packs import write_pack
-from vargface.data.records import RecordWriter
 from vargface.data.synthetic.draw import SIZE, render, render_jpeg
 from vargface.data.synthetic.identity import Identity
 from vargface.data.synthetic.view import View
+from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
 from vargface.files import make_folder
 from vargface.runtime import cores

@@ -1,0 +1,373 @@
+"""Reads a pickle of plain data without running it, and leaves its byte strings in the file.
+
+A pickle is a program for a stack machine that can import and call anything. The machine here knows the instructions of
+lists, tuples, numbers, strings and one-byte numpy arrays; there is nothing in it that imports, calls or sets. A byte
+string is not loaded: what stands for it is where in the file its instruction is, eight bytes for an image of any size.
+(Instructions: Python's `pickletools`.)
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Array", "ByteString", "Items", "Refused", "StringsInFile", "load_plain"]
+
+# instruction -> the form of the length that follows it
+_BYTES = {b"U": "<B", b"T": "<i", b"C": "<B", b"B": "<I", b"\x8e": "<Q", b"\x96": "<Q"}
+_TEXT = {b"\x8c": "<B", b"X": "<I", b"\x8d": "<Q"}
+# the same in a line of text
+_BYTES_LINE, _TEXT_LINE = b"S", b"V"
+_NUMBERS = {b"K": "<B", b"M": "<H", b"J": "<i"}
+_CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
+_PUT = {b"q": "<B", b"r": "<I"}
+_GET = {b"h": "<B", b"j": "<I"}
+_SKIPPED = {b"\x80": 1, b"\x95": 8}  # the protocol's number, the length of a frame
+_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
+# names that a pickle of plain data may speak of -> what stands for them
+_NAMES = {("_codecs", "encode"): "encode", ("numpy", "dtype"): "dtype", ("numpy", "ndarray"): "ndarray"}
+for _module in ("builtins", "__builtin__"):
+    _NAMES.update({(_module, "bytes"): "bytes", (_module, "bytearray"): "bytes"})
+for _module in ("numpy.core", "numpy._core"):
+    _NAMES[f"{_module}.multiarray", "scalar"] = "scalar"
+    _NAMES[f"{_module}.multiarray", "_reconstruct"] = "reconstruct"
+    _NAMES[f"{_module}.numeric", "_frombuffer"] = "frombuffer"
+_LONGEST_LINE = 1 << 26
+_READ = 1 << 14
+_UNSET = -(1 << 63)
+
+
+class Refused(Exception):
+    """The pickle asks for something that plain data does not need."""
+
+
+class ByteString(int):
+    """Where the instruction of a byte string is; 0: an empty one; negative: of a text that is it in Latin-1."""
+
+
+_EMPTY = ByteString(0)
+
+
+class _Text(int):
+    """Where the instruction of a text is."""
+
+
+class _Name(str):
+    """What stands for a function or a class."""
+
+
+class _Dict:
+    """A dictionary, which plain data does not have: nothing of it is kept."""
+
+
+class _Dtype:
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = dtype
+
+
+class Array:
+    """A numpy array of truth values or bytes: its type, and its content as a byte string."""
+
+    dtype: np.dtype
+    content: ByteString
+
+
+class Items:
+    """A list; eight bytes an item as long as all are byte strings."""
+
+    def __init__(self) -> None:
+        self._places: array | None = array("q")
+        self._values: list = []
+
+    def __len__(self) -> int:
+        return len(self._values) if self._places is None else len(self._places)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values) if self._places is None else map(ByteString, self._places)
+
+    def append(self, value: Any) -> None:
+        """Add an item."""
+        if self._places is not None and type(value) is not ByteString:
+            self._values, self._places = [ByteString(place) for place in self._places], None
+        (self._values if self._places is None else self._places).append(value)
+
+
+class StringsInFile:
+    """The byte strings of a pickle file; many threads may read it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 - open for as long as the object lives
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, place: int) -> bytes:
+        """Return the byte string at `place`; raises ValueError where the file has it no longer."""
+        if not place:
+            return b""
+        at = abs(place)
+        piece = os.pread(self._file.fileno(), _READ, at)
+        code = piece[:1]
+        if code in (_BYTES_LINE, _TEXT_LINE):
+            content = self._line(at + 1)
+            return _of_literal(content) if code == _BYTES_LINE else _latin(content.decode("raw-unicode-escape"))
+        form = _BYTES.get(code) or _TEXT.get(code)
+        if form is None or len(piece) < 9:
+            raise ValueError("the file was changed since it was opened")
+        (length,) = struct.unpack_from(form, piece, 1)
+        start = 1 + struct.calcsize(form)
+        content = piece[start : start + length]
+        if len(content) < length:
+            content += os.pread(self._file.fileno(), length - len(content), at + len(piece))
+        if len(content) < length:
+            raise ValueError("the file became shorter since it was opened")
+        return content if code in _BYTES else _latin(content.decode("utf-8"))
+
+    def _line(self, at: int) -> bytes:
+        content = b""
+        while b"\n" not in content:
+            block = os.pread(self._file.fileno(), _READ, at + len(content))
+            if not block or len(content) > _LONGEST_LINE:
+                raise ValueError("the file became shorter since it was opened")
+            content += block
+        return content.partition(b"\n")[0]
+
+
+def load_plain(path: str | Path) -> tuple[Any, StringsInFile]:
+    """Return what the pickle in file `path` holds, and what reads its byte strings.
+
+    Lists come as `Items`, byte strings as `ByteString`, arrays as `Array`; tuples, numbers, None as they are.
+    Raises Refused where the pickle asks for anything else, ValueError where it is damaged or none, OSError.
+    """
+    strings = StringsInFile(path)
+    with open(path, "rb", buffering=1 << 16) as file:
+        try:
+            return _Machine(file, strings).run(), strings
+        except (IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
+            # too little on the stack, or something else than the instruction works on
+            raise ValueError("its instructions make no sense") from error
+
+
+def _of_literal(line: bytes) -> bytes:
+    try:
+        return ast.literal_eval("b" + line.strip().decode("ascii"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError("a text line is no string") from error
+
+
+def _latin(text: str) -> bytes:
+    return text.encode("latin-1")
+
+
+class _Machine:
+    """The stack machine."""
+
+    def __init__(self, file: Any, strings: StringsInFile) -> None:
+        self._file, self._strings = file, strings
+        self._at = 0
+        self._stack: list = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._memo_strings = array("q")
+        self._memo_size = 0
+        self._rare = self._rarer_instructions()
+
+    def run(self) -> Any:
+        """Return what is on the stack at the end."""
+        while True:
+            place, code = self._at, self._take(1)
+            if code in _BYTES or code in _TEXT:
+                self._string(place, code)
+            elif code in (_BYTES_LINE, _TEXT_LINE):
+                self._line()
+                self._push((ByteString if code == _BYTES_LINE else _Text)(place))
+            elif code in _NUMBERS:
+                self._push(self._number(_NUMBERS[code]))
+            elif code in _CONSTANTS:
+                self._push(_CONSTANTS[code])
+            elif code in _PUT:
+                self._put(self._number(_PUT[code]), self._stack[-1])
+            elif code in _GET:
+                self._push(self._get(self._number(_GET[code])))
+            elif code in _SKIPPED:
+                self._take(_SKIPPED[code])
+            elif code in _TUPLES:
+                self._stack[-_TUPLES[code] :] = [tuple(self._stack[-_TUPLES[code] :])]
+            elif code == b".":
+                return self._stack.pop()
+            else:
+                self._rarer(code)
+
+    def _rarer(self, code: bytes) -> None:
+        if code in self._rare:
+            self._rare[code]()
+        elif code in (b"P", b"Q"):
+            if code == b"P":
+                self._line()  # half of all files that are no pickles end here
+            raise Refused("asks for an object outside of the file")
+        elif code in (b"i", b"o", b"\x81", b"\x92", b"\x82", b"\x83", b"\x84"):
+            raise Refused("asks to run a class of its own")
+        else:
+            raise ValueError(f"instruction {code!r} at byte {self._at - 1} is unknown")
+
+    def _rarer_instructions(self) -> dict[bytes, Callable[[], object]]:
+        stack, push = self._stack, self._push
+        return {
+            b"(": lambda: self._marks.append(len(stack)),
+            b"]": lambda: push(Items()),
+            b")": lambda: push(()),
+            b"}": lambda: push(_Dict()),
+            b"a": lambda: self._extend([stack.pop()]),
+            b"e": lambda: self._extend(self._marked()),
+            b"l": lambda: self._list(self._marked()),
+            b"t": lambda: push(tuple(self._marked())),
+            b"d": lambda: (self._marked(), push(_Dict())),
+            b"s": lambda: (stack.pop(), stack.pop()),
+            b"u": self._marked,
+            b"0": stack.pop,
+            b"1": self._marked,
+            b"2": lambda: push(stack[-1]),
+            b"\x94": lambda: self._put(self._memo_size, stack[-1]),
+            b"p": lambda: self._put(int(self._line()), stack[-1]),
+            b"g": lambda: push(self._get(int(self._line()))),
+            b"I": lambda: push(self._integer_line()),
+            b"L": lambda: push(int(self._line().rstrip(b"L"))),
+            b"F": lambda: push(float(self._line())),
+            b"G": lambda: push(struct.unpack(">d", self._take(8))[0]),
+            b"\x8a": lambda: push(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True)),
+            b"c": lambda: push(_name(self._line(), self._line())),
+            b"\x93": lambda: push(_name(*reversed([self._text(stack.pop()), self._text(stack.pop())]))),
+            b"R": self._reduce,
+            b"b": self._build,
+        }
+
+    # --- the file
+
+    def _take(self, count: int) -> bytes:
+        taken = self._file.read(count)
+        if len(taken) < count:
+            raise ValueError(f"it ends at byte {self._strings.size}, in the middle")
+        self._at += count
+        return taken
+
+    def _number(self, form: str) -> int:
+        return struct.unpack(form, self._take(struct.calcsize(form)))[0]
+
+    def _line(self) -> bytes:
+        line = self._file.readline(_LONGEST_LINE)
+        if not line.endswith(b"\n"):
+            raise ValueError(f"it ends at byte {self._strings.size}, in the middle")
+        self._at += len(line)
+        return line[:-1]
+
+    def _string(self, place: int, code: bytes) -> None:
+        length = self._number(_BYTES.get(code) or _TEXT[code])
+        if not 0 <= length <= self._strings.size - self._at:
+            raise ValueError(f"it ends at byte {self._strings.size}, in the middle")
+        self._file.seek(length, os.SEEK_CUR)
+        self._at += length
+        self._push(ByteString(place) if code in _BYTES else _Text(place))
+
+    def _integer_line(self) -> int | bool:
+        line = self._line()
+        return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line)
+
+    # --- the stack
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _marked(self) -> list:
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _extend(self, items: Sequence) -> None:
+        into = self._stack[-1]
+        if not isinstance(into, Items):
+            raise TypeError(type(into))
+        for item in items:
+            into.append(item)
+
+    def _list(self, items: Sequence) -> None:
+        self._push(Items())
+        self._extend(items)
+
+    def _put(self, key: int, value: Any) -> None:
+        self._memo_size += 1
+        if type(value) is ByteString and 0 <= key <= len(self._memo_strings) + 64:
+            self._memo_strings.extend([_UNSET] * (key + 1 - len(self._memo_strings)))
+            self._memo_strings[key] = value
+            self._memo.pop(key, None)
+        else:
+            self._memo[key] = value
+
+    def _get(self, key: int) -> Any:
+        if key in self._memo:
+            return self._memo[key]
+        if self._memo_strings[key] == _UNSET:
+            raise KeyError(key)
+        return ByteString(self._memo_strings[key])
+
+    # --- what may be built
+
+    def _text(self, place: Any) -> bytes:
+        if not isinstance(place, _Text):
+            raise TypeError(type(place))
+        return self._strings.read(place)
+
+    def _reduce(self) -> None:
+        arguments, name = self._stack.pop(), self._stack.pop()
+        if not (isinstance(name, _Name) and isinstance(arguments, tuple)):
+            raise TypeError(type(name))
+        makers = {
+            "encode": self._as_bytes,
+            "bytes": self._as_bytes,
+            "dtype": self._as_dtype,
+            "scalar": self._as_scalar,
+            "reconstruct": lambda *_: Array(),
+            "frombuffer": self._from_buffer,
+        }
+        self._push(makers[name](*arguments))
+
+    def _build(self) -> None:
+        state, value = self._stack.pop(), self._stack[-1]
+        if isinstance(value, Array):
+            _, _, of_type, _, content = state
+            value.dtype, value.content = of_type.dtype, self._as_bytes(content)
+        elif not isinstance(value, _Dtype):  # byte order and fields: one-byte types have none
+            raise Refused(f"sets the state of a {type(value).__name__.strip('_').lower()}")
+
+    def _as_bytes(self, content: Any = _EMPTY, _encoding: Any = None) -> ByteString:
+        if isinstance(content, _Text):
+            return ByteString(-content)
+        if not isinstance(content, ByteString):
+            raise Refused(f"makes bytes of {type(content).__name__}")
+        return content
+
+    def _as_dtype(self, name: Any, *_: Any) -> _Dtype:
+        name = self._strings.read(self._as_bytes(name))
+        if name not in (b"b1", b"?", b"u1"):
+            raise Refused(f"holds an array of type {name!r}"[:100])
+        return _Dtype(np.dtype(name.decode("ascii")))
+
+    def _as_scalar(self, of_type: _Dtype, content: Any) -> int:
+        return int(np.frombuffer(self._strings.read(self._as_bytes(content)), dtype=of_type.dtype, count=1)[0])
+
+    def _from_buffer(self, content: Any, of_type: _Dtype, *_: Any) -> Array:
+        made = Array()
+        made.dtype, made.content = of_type.dtype, self._as_bytes(content)
+        return made
+
+
+def _name(module: bytes, name: bytes) -> _Name:
+    try:
+        return _Name(_NAMES[module.decode(), name.decode()])
+    except KeyError:
+        raise Refused(f"asks to run {module.decode()}.{name.decode()}"[:100]) from None
