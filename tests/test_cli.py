@@ -30,7 +30,8 @@ from vargface.runtime import mx
 from vargface.training import fit, plan
 from vargface.training.interrupt import Terminated
 
-COMMANDS = ["demo", "train", "verify", "curves", "report", "synth", "flops", "lfr", "teacher-store", "embed", "export"]
+COMMANDS = ["demo", "train", "verify", "curves", "report", "synth", "flops"]
+COMMANDS += ["lfr", "teacher-store", "embed", "export", "rec"]
 LFR_STEPS = ["check", "submit", "score", "merge", "identify"]
 
 

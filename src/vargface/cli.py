@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vargface import runtime
 from vargface.commands import add_command as _command
-from vargface.commands import embed, export, lfr, runs, teacher_store, verify
+from vargface.commands import embed, export, lfr, rec, runs, teacher_store, verify
 from vargface.errors import InputError
 from vargface.files import whole_file
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
@@ -25,7 +25,10 @@ SHEETS = (".png", ".jpg", ".jpeg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `vargface ARGV...` and return its exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run `vargface ARGV...` and return its exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
+
+    A command that finds what it was asked to look for (`rec check`) returns 1.
+    """
     handler = _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         with terminated_by_sigterm():
-            arguments.run(arguments)
+            return arguments.run(arguments) or 0
     except InputError as error:
         print(f"vargface: error: {error}", file=sys.stderr)
         return 2
@@ -41,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = "; the same command goes on from the last saved state" if arguments.goes_on else ""
         print(f"vargface: stopped{goes_on}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
-    return 0
 
 
 class _AboveTheBar(logging.Handler):
@@ -95,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     teacher_store.add_to(commands)
     embed.add_to(commands)
     export.add_to(commands)
+    rec.add_to(commands)
     return parser
 
 

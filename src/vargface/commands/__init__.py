@@ -9,9 +9,12 @@ __all__ = ["add_command"]
 
 
 def add_command(
-    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], None], help_line: str
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int | None], help_line: str
 ) -> argparse.ArgumentParser:
-    """Return the parser of a new command `name` among `commands`, which calls `run` with what was given."""
+    """Return the parser of a new command `name` among `commands`, which calls `run` with what was given.
+
+    `run` may return an exit code; None is 0.
+    """
     parser = commands.add_parser(name, help=help_line, description=help_line)
     parser.set_defaults(run=run)
     return parser

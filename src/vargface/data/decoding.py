@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-__all__ = ["decode", "planes"]
+__all__ = ["cut_short", "decode", "planes"]
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
@@ -19,10 +19,15 @@ def decode(encoded: bytes) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR) if encoded else None
     if image is None:
         raise ValueError(f"is not an image that can be decoded ({len(encoded)} bytes)")
-    # the pair of bytes never is part of a picture's data; one in the first half may be a thumbnail's
-    if encoded[:2] == _JPEG_START and encoded.rfind(_JPEG_END, len(encoded) // 2) < 0:
+    if cut_short(encoded):
         raise ValueError(f"is a JPEG that is cut short ({len(encoded)} bytes and no end)")
     return image
+
+
+def cut_short(encoded: bytes) -> bool:
+    """Return whether this is a JPEG without its end."""
+    # the pair of bytes is no part of a picture's data; one in the first half may be a thumbnail's
+    return encoded[:2] == _JPEG_START and encoded.rfind(_JPEG_END, len(encoded) // 2) < 0
 
 
 def planes(image: np.ndarray, out: np.ndarray) -> None:

@@ -17,10 +17,10 @@ from vargface.data.index import read_index
 from vargface.data.recordio import RecordFile
 from vargface.errors import InputError
 
-__all__ = ["FaceRecords"]
+__all__ = ["EXACT", "FaceRecords", "check_folder", "first_without_image", "read_property"]
 
 # header labels are float32: every whole number up to here is exact
-_EXACT = 1 << 24
+EXACT = 1 << 24
 # images looked at when a folder is opened, so that a property of another data set is found before training: a few where
 # the number of identities is known from record 0, more where the labels alone tell of it
 _LOOK_AT = 16
@@ -48,8 +48,8 @@ class FaceRecords:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        _check_folder(self.folder)
-        self.num_identities, self.image_size = _read_property(self.folder / "property")
+        check_folder(self.folder)
+        self.num_identities, self.image_size = read_property(self.folder / "property")
         self._file = RecordFile(self.folder / "train.rec")
         index = self.folder / "train.idx"
         labels = identity_offsets = None
@@ -141,15 +141,16 @@ class FaceRecords:
         return self.read(int(start) - 1)[0]
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path, names: tuple[str, ...] = ("train.rec", "property")) -> None:
+    """Raise InputError where `folder` is none, or has not all the files `names`."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder - give an InsightFace folder (train.rec, train.idx, property)")
-    for name in ("train.rec", "property"):
+    for name in names:
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name} in it - give an InsightFace folder (train.rec, train.idx, property)")
 
 
-def _read_property(path: Path) -> tuple[int, tuple[int, int]]:
+def read_property(path: Path) -> tuple[int, tuple[int, int]]:
     """Return the number of identities and (height, width)."""
     try:
         text = path.read_text(encoding="ascii", errors="replace").strip()
@@ -184,13 +185,13 @@ def _indexed_images(file: RecordFile, index: Path) -> tuple[np.ndarray, np.ndarr
     if not (np.all(np.isfinite(labels[:2])) and 1 <= labels[0] <= labels[1]):
         raise InputError(f"{file.path}: record 0 gives the image range {labels[:2].tolist()} - copy the data set anew")
     first, last = int(labels[0]), int(labels[1])
-    if last >= _EXACT:
+    if last >= EXACT:
         slack = int(np.spacing(labels[1]))
         last = len(keys) if abs(len(keys) - last) <= slack else last
     present = int(np.argmin(keys == np.arange(len(keys)))) or len(keys)
     if present < last:
         raise InputError(f"{index}: record {present} of 0..{last - 1} is missing - copy the data set anew")
-    if first >= _EXACT:
+    if first >= EXACT:
         first = first_without_image(first, last, lambda key: bool(file.read(key, offsets[key])[1]))
     return keys[1:first].copy(), offsets[1:first].copy(), offsets[first:last].copy()
 

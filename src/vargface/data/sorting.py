@@ -11,6 +11,8 @@ __all__ = ["blocks_of", "sorted_rows"]
 
 _PARTS = 64
 _BLOCK_ROWS = 1 << 16
+# bytes of a part that are not worth a file
+_IN_MEMORY = 1 << 14
 
 
 def sorted_rows(blocks: Iterable[np.ndarray], key: str, highest: int) -> Iterator[np.ndarray]:
@@ -21,7 +23,7 @@ def sorted_rows(blocks: Iterable[np.ndarray], key: str, highest: int) -> Iterato
     files without a name, so that nothing of them stays, however the process ends.
     """
     width = max(highest // _PARTS + 1, 1)
-    parts = [tempfile.TemporaryFile() for _ in range(_PARTS)]  # noqa: SIM115 - closed below
+    parts = [tempfile.SpooledTemporaryFile(_IN_MEMORY) for _ in range(_PARTS)]  # noqa: SIM115 - closed below
     try:
         kind = None
         for rows in blocks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,14 @@ from vargface.data.recordio import pack, part_bytes
 from vargface.errors import InputError
 from vargface.files import make_folder, whole_file
 
-__all__ = ["PlainWriter", "RecordWriter"]
+__all__ = ["PlainWriter", "RecordWriter", "refuse_used"]
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise InputError where there is a data set in `folder`."""
+    for name in ("train.rec", "train.idx", "property"):
+        if (folder / name).exists():
+            raise InputError(f"{folder}: has a {name} already - choose another folder, or remove it")
 
 
 class _Abandoned(Exception):
@@ -93,7 +101,7 @@ class RecordWriter(_FolderWriter):
 
     def __init__(self, folder: str | Path, image_size: tuple[int, int] = (112, 112)) -> None:
         super().__init__(folder, image_size)
-        self._starts: list[int] = []
+        self._starts = array("q")
         self._records = 1
 
     @property
@@ -114,7 +122,7 @@ class RecordWriter(_FolderWriter):
     def _append_last(self) -> int:
         first = self._records
         last = first + len(self._starts)
-        for key, start, end in zip(range(first, last), self._starts, self._starts[1:] + [first]):
+        for key, start, end in zip(range(first, last), self._starts, self._starts[1:] + array("q", [first])):
             self._append(key, pack((start, end), record=key))
         self._append(0, pack((first, last)))
         return last - first

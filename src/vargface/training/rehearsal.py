@@ -1,0 +1,113 @@
+"""What a run will take, found by trying: a few steps without leaving anything behind, or the input alone."""
+
+from __future__ import annotations
+
+import re
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from easydict import EasyDict
+
+from vargface.checkpoint import Checkpoint
+from vargface.inference import FrozenNetwork
+from vargface.runtime import mx
+from vargface.training.fit import VERIFY_BATCH, Generation
+from vargface.training.plan import Plan, make_plan
+from vargface.training.run_folder import RunFolder
+from vargface.training.space import space_of
+from vargface.training.teacher import labels_of
+
+__all__ = ["rehearse", "time_input"]
+
+# steps timed, after one that makes what is made once
+STEPS = 3
+# seconds that the input is timed for, after its first batch
+INPUT_SECONDS = 5.0
+
+
+def rehearse(recipe: EasyDict) -> str:
+    """Go some steps of `recipe` as training would, writing nothing that stays; return what a run takes, as lines.
+
+    Raises InputError for everything that `train` would refuse before it begins.
+    """
+    plan = make_plan(recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        teacher = labels_of(plan.teacher, recipe, len(plan.records), plan.devices[0])
+        generation = Generation(plan, RunFolder(Path(scratch) / "run", recipe), teacher, 1)
+        seconds = generation.timed_steps(plan.initial, STEPS)
+        params, memory = generation.params(), _memory(generation.module, plan.devices)
+    step = statistics.median(seconds)
+    epoch = plan.records_per_epoch // recipe.batch_size
+    verification = _verification_seconds(plan, params)
+    times = -(-recipe.steps // recipe.verify_every)
+    total = recipe.generations * (recipe.steps * step + times * verification)
+    space = space_of(plan)
+    rows = {
+        "devices": ", ".join(map(str, plan.devices)),
+        "memory": memory,
+        "speed": f"{recipe.batch_size / step:.1f} img/s, {step:.3f} s a step of {recipe.batch_size} images (median of "
+        f"{STEPS}; the teacher asked anew)",
+        "epoch": f"{epoch:,} steps, {duration(epoch * step)}",
+        "verification": f"{duration(verification)}, {times} times a generation",
+        "disk": f"up to {space.of_run(recipe.generations) / 1e6:,.0f} MB",
+        "total": f"{recipe.generations} x {recipe.steps:,} steps ({recipe.steps / epoch:.1f} epochs): {duration(total)}",
+    }
+    return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
+
+
+def time_input(recipe: EasyDict) -> str:
+    """Read batches as training would, without training; return images a second, as a line. Raises as `rehearse`."""
+    plan = make_plan(recipe)
+    faces = plan.faces(recipe.seed)
+    try:
+        faces.next()  # starts what decodes
+        images, start = 0, time.perf_counter()
+        while (spent := time.perf_counter() - start) < INPUT_SECONDS:
+            try:
+                images += faces.next().data[0].shape[0]
+            except StopIteration:
+                faces.reset()
+    finally:
+        faces.close()
+    return f"input alone   {images / spent:,.0f} img/s ({images:,} images in {spent:.1f} s)"
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` for people: "3.2 s", "4 min 10 s", "2 h 05 min", "3 d 4 h"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _memory(module: mx.mod.Module, devices: Sequence[mx.Context]) -> str:
+    """Return what MXNet's executors have planned, and what the process or the first GPU takes in all."""
+    planned = [re.search(r"Total (\d+) MB", executor.debug_str()) for executor in module._exec_group.execs]
+    text = f"{sum(int(found.group(1)) for found in planned if found):,} MB planned by MXNet for network and batch"
+    if devices[0].device_type == "gpu":
+        free, whole = mx.context.gpu_memory_info(devices[0].device_id)
+        return f"{text}; {(whole - free) / 1e6:,.0f} of {whole / 1e6:,.0f} MB of {devices[0]} taken"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"{text}; the process took {peak / 1e6:,.0f} MB at its peak"
+
+
+def _verification_seconds(plan: Plan, params: tuple[dict, dict]) -> float:
+    """Return the seconds of one verification: of one batch, times the batches."""
+    network = FrozenNetwork(Checkpoint(plan.network, *params, "training"), VERIFY_BATCH, plan.devices[0])
+    images = np.zeros((VERIFY_BATCH, 3, *plan.records.image_size), np.float32)
+    network(images)
+    start = time.perf_counter()
+    network(images)
+    both_views = 2 * sum(2 * len(pack.issame) for pack in plan.packs)
+    return (time.perf_counter() - start) * both_views / VERIFY_BATCH
