@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from vargface.data.augment import Draws, augmented, mixed
-from vargface.data.iterator import NOBODY, FaceIterator, epoch_order, mirror_bits
+from vargface.data.iterator import FaceIterator
 from vargface.data.records import FaceRecords
+from vargface.data.samples import NOBODY
+from vargface.data.sampling import epoch_order, mirror_bits
 from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
 from vargface.runtime import mx

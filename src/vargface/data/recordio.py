@@ -10,6 +10,7 @@ array, and the encoded image.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import struct
 import weakref
@@ -89,18 +90,35 @@ class RecordFile:
     Raises InputError, naming file and record, where the file is missing, empty, cut short or not RecordIO.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, handle: int | None = None) -> None:
+        """Open `path`, or take over an open `handle` of it, which was inherited."""
         self.path = Path(path)
         try:
-            self._handle = os.open(self.path, os.O_RDONLY)
+            self._handle = os.open(self.path, os.O_RDONLY) if handle is None else handle
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot read ({error.strerror}) - give an InsightFace data folder"
             ) from error
         self._close = weakref.finalize(self, os.close, self._handle)
-        self.size = os.fstat(self._handle).st_size
+        self._state = self._state_now()
+        self.size = self._state[0]
         if not self.size:
             raise InputError(f"{self.path}: is empty (0 bytes) - copy the data set anew, or give another data folder")
+
+    def fileno(self) -> int:
+        """Return the file's handle, for a process that is to inherit it."""
+        return self._handle
+
+    def check_unchanged(self) -> None:
+        """Raise InputError where the file was written to since it was opened (one that was replaced is still here)."""
+        if self._state_now() != self._state:
+            raise InputError(
+                f"{self.path}: was written to while it was being read - restore it, then run the same command again"
+            )
+
+    def _state_now(self) -> tuple[int, int]:
+        state = os.fstat(self._handle)
+        return state.st_size, state.st_mtime_ns
 
     def __getstate__(self) -> tuple[Path, int]:
         return self.path, self.size
@@ -144,6 +162,14 @@ class RecordFile:
             if kind in (_WHOLE, _LAST):
                 record += 1
             offset += _PART.size + length + -length % 4
+
+    def label(self, record: int, offset: int) -> float:
+        """Return the first label of the record that starts at `offset`; nan where it holds no image."""
+        try:
+            label = self._first_label(offset)[2]
+        except ValueError as error:
+            raise self._damaged(record, str(error)) from error
+        return math.nan if label is None else label
 
     def scan(self) -> Iterator[Scanned]:
         """Yield every record from the first byte to the last, and what is damaged in between.

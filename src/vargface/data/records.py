@@ -17,7 +17,7 @@ from vargface.data.index import read_index
 from vargface.data.recordio import RecordFile
 from vargface.errors import InputError
 
-__all__ = ["EXACT", "FaceRecords", "check_folder", "first_without_image", "read_property"]
+__all__ = ["EXACT", "FaceRecords", "Records", "check_folder", "first_without_image", "read_property"]
 
 # header labels are float32: every whole number up to here is exact
 EXACT = 1 << 24
@@ -27,8 +27,67 @@ _LOOK_AT = 16
 _LOOK_AT_UNCOUNTED = 1000
 
 
-class FaceRecords:
-    """The images of an InsightFace folder, read one by one in any order.
+class Records:
+    """The images of a data set, read one by one in any order.
+
+    num_identities: classes by `property`; image_size: (height, width) by `property`;
+    image_keys, offsets: (len,) int64, record numbers of the images, ascending, and where these start.
+    """
+
+    def __init__(
+        self,
+        file: RecordFile,
+        image_keys: np.ndarray,
+        offsets: np.ndarray,
+        num_identities: int,
+        image_size: tuple[int, int],
+    ) -> None:
+        self.file, self.image_keys, self.offsets = file, image_keys, offsets
+        self.num_identities, self.image_size = num_identities, image_size
+        self.folder = file.path.parent
+
+    def __len__(self) -> int:
+        return len(self.image_keys)
+
+    def read(self, position: int) -> tuple[int, bytes]:
+        """Return identity and encoded image of the image at `image_keys[position]`.
+
+        Raises InputError, naming the record, where it is damaged, empty, or its label is not an identity.
+        """
+        labels, image = self.file.read(self.image_keys[position], self.offsets[position])
+        label = float(labels[0])
+        if not self._is_identity(label):
+            raise self._no_identity(position, label)
+        if not image:
+            raise InputError(f"{self.name(position)} of identity {int(label)} is not an image (0 bytes) - remove it")
+        return int(label), image
+
+    def name(self, position: int) -> str:
+        """Return how messages call the image at `image_keys[position]`: file and record number."""
+        return f"{self.file.path}: record {self.image_keys[position]}"
+
+    def index_digest(self) -> str:
+        """Return what tells this order of images from others: a SHA-256 of the record numbers and their places."""
+        places = np.stack([self.image_keys, self.offsets]).astype("<i8")
+        return f"sha256 {hashlib.sha256(places.tobytes()).hexdigest()[:16]}"
+
+    def close(self) -> None:
+        """Give the file back to the system; further reads fail."""
+        self.file.close()
+
+    def _is_identity(self, label: float | np.ndarray) -> bool | np.ndarray:
+        """Return whether `label`, or which of them, is one of the identities that `property` allows."""
+        return (label >= 0) & (label < self.num_identities) & (label == np.floor(label))
+
+    def _no_identity(self, position: int, label: float) -> InputError:
+        return InputError(
+            f"{self.name(position)} has label {label:.10g}, not one of property's {self.num_identities} identities "
+            f"(0..{self.num_identities - 1}) - correct the first number of {self.folder / 'property'}"
+        )
+
+
+class FaceRecords(Records):
+    """The images of an InsightFace folder, which is checked.
 
     Threads and forked processes may share one; a pickled one opens the file anew.
 
@@ -40,66 +99,51 @@ class FaceRecords:
     labels with gaps, of a data set that was thinned out, are usable. Labels not looked at are checked by `read`, so in
     training. Not found is a number too large for more than 1,000 images with an index alone: it costs unused classes.
 
-    num_identities: classes by `property`; image_size: (height, width) by `property`;
-    image_keys: (len,) int64, record numbers of the images, ascending.
-
     Raises InputError where files are missing, empty, damaged or do not agree with each other.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        check_folder(self.folder)
-        self.num_identities, self.image_size = read_property(self.folder / "property")
-        self._file = RecordFile(self.folder / "train.rec")
-        index = self.folder / "train.idx"
-        labels = identity_offsets = None
+        folder = Path(folder)
+        check_folder(folder)
+        num_identities, image_size = read_property(folder / "property")
+        file = RecordFile(folder / "train.rec")
+        index = folder / "train.idx"
+        labels = self._identity_offsets = None
         if index.exists():
-            self.image_keys, self._offsets, identity_offsets = _indexed_images(self._file, index)
+            keys, offsets, self._identity_offsets = _indexed_images(file, index)
         else:
-            found = np.fromiter(self._file.images(), dtype=[("key", "i8"), ("offset", "i8"), ("label", "f4")])
-            self.image_keys, self._offsets, labels = (found[name].copy() for name in found.dtype.names)
+            found = np.fromiter(file.images(), dtype=[("key", "i8"), ("offset", "i8"), ("label", "f4")])
+            keys, offsets, labels = (found[name].copy() for name in found.dtype.names)
+        super().__init__(file, keys, offsets, num_identities, image_size)
         if not len(self):
-            raise InputError(f"{self._file.path}: holds no image - give another data folder")
-        self._check_identities(labels, identity_offsets)
+            raise InputError(f"{file.path}: holds no image - give another data folder")
+        self._check_identities(labels, self._identity_offsets)
 
-    def __len__(self) -> int:
-        return len(self.image_keys)
+    def of_identities_with(self, min_images: int) -> np.ndarray:
+        """Return the positions (n,) int64, ascending, of the images whose identity has at least `min_images`.
 
-    def read(self, position: int) -> tuple[int, bytes]:
-        """Return identity and encoded image of the image at `image_keys[position]`.
-
-        Raises InputError, naming the record, where it is damaged, empty, or its label is not an identity.
+        Reads the identity records or, where there are none, every image's label (on 2 cores some 10 s a million).
         """
-        labels, image = self._file.read(self.image_keys[position], self._offsets[position])
-        label = float(labels[0])
-        if not self._is_identity(label):
-            raise self._no_identity(position, label)
-        if not image:
-            raise InputError(f"{self.name(position)} of identity {int(label)} is not an image (0 bytes) - remove it")
-        return int(label), image
+        last = len(self) + 1 + len(self._identity_offsets) if self._identity_offsets is not None else EXACT
+        if last < EXACT:
+            ranges = [self._range(number, offset) for number, offset in enumerate(self._identity_offsets)]
+            kept = [np.arange(start - 1, end - 1) for start, end in ranges if end - start >= min_images]
+            return np.concatenate([np.empty(0, np.int64), *kept])
+        # headers are float32: past 2^24 ranges are near only, labels are not
+        labels = np.array([self.file.label(key, offset) for key, offset in zip(self.image_keys, self.offsets)])
+        _, of_image, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        return np.flatnonzero(counts[of_image] >= min_images)
 
-    def name(self, position: int) -> str:
-        """Return how messages call the image at `image_keys[position]`: file and record number."""
-        return f"{self._file.path}: record {self.image_keys[position]}"
-
-    def index_digest(self) -> str:
-        """Return what tells this order of images from others: a SHA-256 of the record numbers and their places."""
-        places = np.stack([self.image_keys, self._offsets]).astype("<i8")
-        return f"sha256 {hashlib.sha256(places.tobytes()).hexdigest()[:16]}"
-
-    def close(self) -> None:
-        """Give the file back to the system; further reads fail."""
-        self._file.close()
-
-    def _is_identity(self, label: float | np.ndarray) -> bool | np.ndarray:
-        """Return whether `label`, or which of them, is one of the identities that `property` allows."""
-        return (label >= 0) & (label < self.num_identities) & (label == np.floor(label))
-
-    def _no_identity(self, position: int, label: float) -> InputError:
-        return InputError(
-            f"{self.name(position)} has label {label:.10g}, not one of property's {self.num_identities} identities "
-            f"(0..{self.num_identities - 1}) - correct the first number of {self.folder / 'property'}"
-        )
+    def _range(self, number: int, offset: int) -> tuple[int, int]:
+        """Return [start, end) of the image records of identity record `number`, which starts at `offset`."""
+        record = len(self) + 1 + number
+        labels, _ = self.file.read(record, offset)
+        if labels.size < 2 or not (1 <= labels[0] <= labels[1] <= len(self) + 1):
+            raise InputError(
+                f"{self.file.path}: record {record} gives {labels[:2].tolist()} as an identity's images, of "
+                f"{len(self)} - copy the data set anew"
+            )
+        return int(labels[0]), int(labels[1])
 
     def _check_identities(self, labels: np.ndarray | None, identity_offsets: np.ndarray | None) -> None:
         """Hold `property` against the labels of all images or, where these are None, of some, and their number.
@@ -126,16 +170,16 @@ class FaceRecords:
         # property of another data set
         if identities > self.num_identities or (identities < self.num_identities and np.max(labels) < identities):
             raise InputError(
-                f"{self.folder / 'property'}: says {self.num_identities} identities, {self._file.path} has "
+                f"{self.folder / 'property'}: says {self.num_identities} identities, {self.file.path} has "
                 f"{identities} - write {identities} as the first number of property"
             )
 
     def _first_label(self, number: int, offset: int) -> int:
         """Return the label of the first image of identity record `number`, which starts at `offset`."""
-        (start, *_), _ = self._file.read(len(self) + 1 + number, offset)
+        (start, *_), _ = self.file.read(len(self) + 1 + number, offset)
         if not 1 <= start <= len(self):
             raise InputError(
-                f"{self._file.path}: record {len(self) + 1 + number} gives {start:.10g} as an identity's first image, "
+                f"{self.file.path}: record {len(self) + 1 + number} gives {start:.10g} as an identity's first image, "
                 f"of {len(self)} - copy the data set anew"
             )
         return self.read(int(start) - 1)[0]

@@ -1,0 +1,64 @@
+"""A process that decodes: `python -m vargface.data.worker`, started by pool.py and by nothing else.
+
+It inherits a socket, train.rec and two pieces of shared memory, and ends when the process that started it does, however
+that ends: then the socket does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import pickle
+import socket
+import struct
+import sys
+import traceback
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vargface.data.recordio import RecordFile
+from vargface.data.records import Records
+from vargface.data.samples import Slot, fill
+from vargface.data.sampling import Sampling
+from vargface.errors import InputError
+
+__all__ = ["DONE", "TASK", "main"]
+
+# slot, first row, last row + 1, epoch
+TASK = struct.Struct("<iiiq")
+# slot, rows done; pickled faults or the exception may follow
+DONE = struct.Struct("<ii")
+
+
+def main() -> None:
+    """Do tasks until there are none any more."""
+    setting = json.loads(sys.argv[1])
+    cv2.setNumThreads(1)
+    channel = socket.socket(fileno=setting["channel"])
+    file = RecordFile(Path(setting["path"]), setting["file"])
+    size, batch_size = tuple(setting["image_size"]), setting["sampling"]["batch_size"]
+    count, of_subset = setting["images"], setting["subset"]
+    index = np.frombuffer(mmap.mmap(setting["index"], 0, prot=mmap.PROT_READ), np.int64)
+    records = Records(file, index[:count], index[count : 2 * count], setting["num_identities"], size)
+    subset = index[2 * count :] if of_subset else None
+    memory = memoryview(mmap.mmap(setting["slots"], 0))
+    step = Slot.size(batch_size, size)
+    slots = [Slot(memory[at : at + step], batch_size, size) for at in range(0, len(memory), step)]
+    sampling = Sampling(**setting["sampling"])
+    # a trainer that was killed may leave the socket's end as a failure
+    with contextlib.suppress(ConnectionError):
+        for message in iter(lambda: channel.recv(TASK.size), b""):
+            slot, start, stop, epoch = TASK.unpack(message)
+            try:
+                said = fill(records, subset, sampling, epoch, slots[slot], start, stop)
+            except Exception as error:
+                # what cannot be used comes as itself, a bug of ours with where it happened
+                said = error if isinstance(error, InputError) else RuntimeError(traceback.format_exc())
+            channel.send(DONE.pack(slot, stop - start) + (pickle.dumps(said) if said else b""))
+
+
+if __name__ == "__main__":
+    main()
