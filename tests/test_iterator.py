@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from vargface.data import pool
 from vargface.data.augment import Draws, augmented, mixed
 from vargface.data.iterator import FaceIterator
 from vargface.data.records import FaceRecords
 from vargface.data.samples import NOBODY
 from vargface.data.sampling import epoch_order, mirror_bits
+from vargface.data.shuffle import shuffle
 from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
 from vargface.runtime import mx
@@ -65,10 +68,6 @@ def snapshot(batch):
         batch.index.tolist(),
         batch.mirrored.tolist(),
     )
-
-
-def decoders():
-    return [thread for thread in threading.enumerate() if thread.name == "vargface-decode"]
 
 
 # --- sampling ---
@@ -311,7 +310,6 @@ def test_unusable_image_is_named_each_time(tmp_path, iterate, image, message):
     with pytest.raises(InputError, match="record 8"):
         next(iterator)
     assert good == epoch_order(10, 0, 0).tolist().index(7) // 2
-    assert not decoders()
 
 
 @pytest.mark.parametrize("label", [-1.0, 20.0])
@@ -327,51 +325,238 @@ def test_label_that_is_no_identity_is_named_in_training(tmp_path, iterate, label
         list(iterate(100, records=FaceRecords(tmp_path)))
 
 
-# --- the thread ---
+# --- unusable images ---
 
 
-class Slow:
-    """Records that count how often they are read."""
-
-    def __init__(self, records):
-        self._records = records
-        self.reads = 0
-
-    def __getattr__(self, name):
-        return getattr(self._records, name)
-
-    def __len__(self):
-        return len(self._records)
-
-    def read(self, position):
-        self.reads += 1
-        return self._records.read(position)
+def damage(kind: str, folder, record: int) -> None:
+    """Make `record` unusable on the disk."""
+    offset = int((folder / "train.idx").read_text().splitlines()[record - 1].split("\t")[1])
+    at, content = {
+        "record": (0, bytes(4)),  # no record starts there any longer
+        "label": (12, struct.pack("<f", -7.0)),
+        "head": (32, bytes(60)),
+    }[kind]
+    with open(folder / "train.rec", "r+b") as file:
+        file.seek(offset + at)
+        file.write(content)
 
 
-def test_decodes_ahead_but_not_without_end(records, iterate):
-    counted = Slow(records)
-    iterator = iterate(2, records=counted)
+def expected_epoch(bad: set[int], count: int, seed: int) -> list[int]:
+    """An epoch's positions: in place of an unusable one, the next in its order that is usable."""
+    order = epoch_order(count, seed, 0).tolist()
+    return [next(p for p in (order[i:] + order[:i]) if p not in bad) for i in range(count)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unusable_images_are_skipped_counted_and_logged(tmp_path, iterate, caplog, workers):
+    images = [encoded(number) for number in range(30)]
+    images[4], images[11], images[12] = b"not an image", encoded(0, (12, 16)), encoded(3)[:-20]
+    write(tmp_path, images)
+    for record, kind in [(22, "record"), (25, "label"), (28, "head")]:
+        damage(kind, tmp_path, record)
+    bad = {4, 11, 12, 21, 24, 27}
+    records = FaceRecords(tmp_path)
+    iterator = iterate(5, records=records, seed=1, max_bad=0.2, workers=workers)
+    for _ in range(2):  # the same again: a function of the place
+        iterator.seek(0)
+        batches = list(iterator)
+        assert np.concatenate([batch.index for batch in batches]).tolist() == expected_epoch(bad, 30, 1)
+    for batch in batches:
+        for row, position in enumerate(batch.index):
+            image = picture(records, position)[:, :: -1 if batch.mirrored[row] else 1]
+            np.testing.assert_array_equal(batch.data[0].asnumpy()[row], image[:, :, ::-1].transpose(2, 0, 1))
+            assert batch.mirrored[row] == mirror_bits(np.array([position]), 1, 0)[0]
+            assert batch.label[0].asnumpy()[row] == position // EACH
+    assert set(iterator.faults) == bad
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == 6
+    for position in bad:
+        assert sum(f"train.rec: record {position + 1} " in line for line in warned) == 1
+    assert all("; skipped, record " in line and line.endswith("stands in") for line in warned)
+
+
+def test_more_unusable_images_than_allowed_are_listed(tmp_path, iterate):
+    images = [encoded(number) for number in range(30)]
+    images[4] = images[7] = images[19] = b"not an image"
+    iterator = iterate(5, records=write(tmp_path, images), max_bad=0.07)
+    message = r"3 of 30 images are unusable, more than max_bad allows: records 5, 8, 20 - run 'vargface rec check"
+    with pytest.raises(InputError, match=message):
+        list(iterator)
+
+
+def test_a_file_of_nothing_usable_ends_and_says_so(tmp_path, iterate):
+    records = write(tmp_path, [b"not an image"] * 100)
+    with pytest.raises(InputError, match="is not an image that can be decoded .*; nor can the 63 images be used that"):
+        next(iterate(5, records=records, max_bad=1.0))
+
+
+def test_an_unusable_image_is_not_mixed_in(tmp_path, iterate):
+    images = [encoded(number) for number in range(25)]
+    images[9] = b"not an image"
+    iterator = iterate(5, records=write(tmp_path, images), mix=1.0, max_bad=0.1)
+    for _ in range(3):
+        assert len(list(iterator)) == 5
+        iterator.reset()
+    assert set(iterator.faults) == {9}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_is_written_to_while_it_is_read(tmp_path, iterate, workers):
+    records = write(tmp_path, [encoded(number) for number in range(60)])
+    iterator = iterate(2, records=records, workers=workers, max_bad=1.0)
     next(iterator)
-    deadline = time.monotonic() + 10
-    while counted.reads < 6 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    assert 6 <= counted.reads <= 12
+    with open(tmp_path / "train.rec", "r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(InputError, match="train.rec: was written to while it was being read - restore it"):
+        list(iterator)
 
 
-def test_close_and_garbage_collection_end_the_thread(records, iterate):
+def test_a_file_that_is_replaced_is_read_to_the_end(tmp_path, iterate):
+    """By every process, those that are started later, too: they inherit the file, not its name."""
+    records = write(tmp_path / "data", [encoded(number) for number in range(30)])
+    expected = [snapshot(batch) for batch in iterate(5, records=records)]
+    iterator = iterate(5, records=records, workers=2)
+    found = [snapshot(next(iterator))]
+    write(tmp_path / "other", [encoded(100 + number) for number in range(30)])
+    (tmp_path / "other" / "train.rec").replace(tmp_path / "data" / "train.rec")
+    for pid in iterator.pids:
+        os.kill(pid, signal.SIGKILL)
+    assert found + [snapshot(batch) for batch in iterator] == expected
+
+
+# --- identities of few images ---
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_identities_of_few_images_are_left_out(tmp_path, iterate, shuffled):
+    with RecordWriter(tmp_path / "data", SIZE) as writer:
+        for number, identity in enumerate([0, 0, 0, 1, 2, 2, 2, 2, 3, 3]):
+            writer.add(identity, encoded(number))
+    folder = tmp_path / "data"
+    if shuffled:
+        shuffle(folder, tmp_path / "shuffled")
+        folder = tmp_path / "shuffled"
+    records = FaceRecords(folder)
+    labels = [records.read(position)[0] for position in range(10)]
+    settings = {"records": records, "min_images": 3, "mix": 0.3, "seed": 2}
+    iterator = iterate(7, **settings)
+    for _ in range(5):
+        (batch,) = iterator
+        assert sorted(batch.index) == [position for position in range(10) if labels[position] in (0, 2)]
+        for label, position in zip(batch.label[0].asnumpy(), batch.index):
+            assert label in (NOBODY, labels[position])
+        iterator.reset()
+    assert snapshot(next(iterate(7, workers=1, **settings))) == snapshot(next(iterate(7, **settings)))
+    with pytest.raises(InputError, match="4 images of identities with 4 or more are fewer than a batch of 5 x 1"):
+        iterate(5, records=records, min_images=4)
+
+
+# --- the processes ---
+
+
+def alive(pids) -> list[int]:
+    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_processes_give_what_the_trainer_decodes_itself(iterate, workers):
+    settings = {"seed": 5, "augment": 0.7, "mix": 0.3, "jpeg": 0.5, "cutout": 0.5}
+    here, there = iterate(4, **settings), iterate(4, workers=workers, **settings)
+    for _ in range(3):
+        assert [snapshot(batch) for batch in here] == [snapshot(batch) for batch in there]
+        here.reset()
+        there.reset()
+    for place in [(2, 5), (0, 0), (1, 3)]:
+        here.seek(*place)
+        there.seek(*place)
+        assert snapshot(next(here)) == snapshot(next(there))
+
+
+def test_batches_of_processes_stay_as_they_are(iterate):
+    iterator = iterate(4, workers=2)
+    batches = [*iterator]
+    iterator.reset()
+    batches += [*iterator]
+    before = [snapshot(batch) for batch in batches]
+    del batches[3:]
+    iterator.reset()
+    list(iterator)
+    assert [snapshot(batch) for batch in batches] == before[:3]
+
+
+def test_an_array_is_used_again_once_its_batch_is_gone(iterate):
     iterator = iterate(4)
-    first = snapshot(next(iterator))
-    assert len(decoders()) == 1
+    arrays = {id(next(iterator).data[0]) for _ in range(6)}
+    assert len(arrays) <= 2
+
+
+def test_close_and_garbage_collection_end_the_processes(records, iterate):
+    iterator = iterate(4, workers=2)
+    first, pids = snapshot(next(iterator)), iterator.pids
+    assert len(alive(pids)) == 2
     iterator.close()
-    assert not decoders()
+    assert not alive(pids) and iterator.pids == []
     iterator.seek(0)
     assert snapshot(next(iterator)) == first
-    iterator.close()
-    dropped = FaceIterator(records, 4)
+    dropped = FaceIterator(records, 4, workers=1)
     next(dropped)
+    pids = dropped.pids
     del dropped
-    assert not decoders()
+    assert not alive(pids)
+
+
+@pytest.mark.parametrize("how_many", [1, 2])
+def test_killed_processes_are_started_anew_and_nothing_is_lost_or_repeated(iterate, caplog, how_many):
+    expected = [snapshot(batch) for batch in iterate(2, seed=3)]
+    iterator = iterate(2, seed=3, workers=2)
+    found = [snapshot(next(iterator)) for _ in range(3)]
+    for pid in iterator.pids[:how_many]:
+        os.kill(pid, signal.SIGKILL)
+    iterator.seek(0)
+    assert [snapshot(batch) for batch in iterator] == expected
+    assert found == expected[:3]
+    if how_many == 2:
+        assert "was killed by SIGKILL" in caplog.text
+
+
+def test_a_stuck_process_is_started_anew(iterate, monkeypatch, caplog):
+    expected = [snapshot(batch) for batch in iterate(5)]
+    iterator = iterate(5, workers=1)
+    found = [snapshot(next(iterator))]
+    monkeypatch.setattr(pool, "_STUCK", 4.0)
+    os.kill(iterator.pids[0], signal.SIGSTOP)
+    assert found + [snapshot(batch) for batch in iterator] == expected
+    assert "no news for 4 s" in caplog.text
+
+
+def test_processes_that_always_die_are_an_error(iterate, monkeypatch):
+    monkeypatch.setattr(pool.sys, "executable", "/bin/false")
+    with pytest.raises(InputError, match="ended with exit code 1 3 times with nothing done in between"):
+        next(iterate(4, workers=1))
+
+
+def test_a_bug_in_a_process_comes_with_its_traceback(iterate):
+    iterator = iterate(4, workers=1)
+    next(iterator)
+    iterator._decoder._pool.cancel()
+    iterator._decoder._pool.submit(0, -1)  # no epoch: numpy refuses it as a seed
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*samples.py.*ValueError"):
+        iterator._decoder._pool.wait(0)
+
+
+def test_a_forked_child_is_told_to_make_its_own(iterate):
+    iterator = iterate(4, workers=1)
+    next(iterator)
+    child = os.fork()
+    if not child:
+        try:
+            next(iterator)
+        except RuntimeError as error:
+            os._exit(7 if "make the iterator in the process" in str(error) else 1)
+        finally:
+            os._exit(2)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
+    next(iterator)
 
 
 # who runs the tests in the background of a shell has Ctrl-C ignored, and hands that on
@@ -380,32 +565,52 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from vargface.data.iterator import FaceIterator
 from vargface.data.records import FaceRecords
-iterator = FaceIterator(FaceRecords(sys.argv[1]), 4)
+iterator = FaceIterator(FaceRecords(sys.argv[1]), 4, workers=2)
 next(iterator)
-print("ready", flush=True)
-while sys.argv[2] == "forever":
+print(*iterator.pids, flush=True)
+while sys.argv[2] != "exit":
     for batch in iterator:
         pass
     iterator.reset()
 """
 
 
-@pytest.mark.parametrize("how", ["exit", "forever"])
-def test_interpreter_ends_at_once(records, how):
-    """By itself with batches waiting, and by Ctrl-C."""
+@pytest.mark.parametrize("how", ["exit", "interrupt", "kill"])
+def test_no_process_outlives_the_trainer(records, how):
+    """That ends by itself with batches waiting, by Ctrl-C, or is killed."""
     command = [sys.executable, "-c", PROGRAM, str(records.folder), how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout.readline() == "ready\n"
-            if how == "forever":
-                process.send_signal(signal.SIGINT)
+            pids = [int(word) for word in process.stdout.readline().split()]
+            assert len(pids) == 2
+            if how != "exit":
+                process.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
             _, errors = process.communicate(timeout=20)
         finally:
             process.kill()
-    if how == "exit":
-        assert (process.returncode, errors) == (0, "")
-    else:
+    deadline = time.monotonic() + 20
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(pids)
+    if how == "interrupt":
         assert process.returncode == -signal.SIGINT and errors.rstrip().endswith("KeyboardInterrupt")
+    else:
+        assert (process.returncode, errors) == (0 if how == "exit" else -signal.SIGKILL, "")
+
+
+def test_memory_of_a_process_does_not_grow_with_the_data_set(tmp_path, iterate):
+    """The index is in shared memory, once for all."""
+    private = []
+    for count in (50, 100_000):
+        with RecordWriter(tmp_path / str(count), SIZE) as writer:
+            for number in range(count):
+                writer.add(min(number, 1), encoded(number % 7) if number < 50 else b"tiny")
+        iterator = iterate(10, records=FaceRecords(tmp_path / str(count)), workers=1)
+        iterator._orders = lambda epoch, count=count: np.arange(count) % 50
+        next(iterator)
+        lines = Path(f"/proc/{iterator.pids[0]}/smaps_rollup").read_text().splitlines()
+        private.append(sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")))
+    assert private[1] - private[0] < 1000  # KiB; an index of its own would be 1,600
 
 
 @pytest.mark.real

@@ -7,6 +7,8 @@ wide as aligned photos differ from one another; the borders that a turned pictur
 one side of a line and another on the other. Aligned faces have their eyes and mouths in the same places, so what comes
 out is a face, too. (Mixing for teaching: Beyer et al., "Knowledge distillation: a good teacher is patient and
 consistent", https://arxiv.org/abs/2106.05237.)
+
+`jpeg` and `cutout` are shares of the faces that are compressed anew and that have a square cut out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 import cv2
 import numpy as np
 
-__all__ = ["Draws", "augmented", "mixed"]
+__all__ = ["Draws", "augmented", "compressed", "cut_out", "mixed"]
 
 TURN = 12.0  # degrees, either way
 ZOOM = 0.12  # of the size, either way
@@ -26,6 +28,9 @@ GREY = 0.1  # share of the faces without colour
 BLURRED, SIGMA = 0.25, 1.5  # share of the faces blurred; standard deviation in pixels, at most
 OVERLAID = (0.3, 0.7)  # share of the first face where one is laid over the other
 EDGE = 8.0  # pixels over which one face passes into the other at a line
+QUALITY = (30, 90)  # of JPEG
+SQUARE = (0.15, 0.45)  # side of what is cut out, of the image's shorter one
+MIDDLE_GREY = 127  # what is put in its place: near 0 where the networks take it
 
 
 class Draws:
@@ -58,6 +63,27 @@ def augmented(image: np.ndarray, strength: float, draws: Draws) -> np.ndarray:
 
     blurred, sigma = draws() < strength * BLURRED, strength * draws(0.3, SIGMA)
     return cv2.GaussianBlur(view, (0, 0), sigma) if blurred else view
+
+
+def compressed(image: np.ndarray, draws: Draws) -> np.ndarray:
+    """Return `image` (H, W, 3) uint8 as JPEG of a random quality leaves it."""
+    quality = int(draws(*QUALITY))
+    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+
+
+def cut_out(image: np.ndarray, draws: Draws) -> np.ndarray:
+    """Return `image` (H, W, 3) uint8 with a grey square at a random place, of which a part may lie outside.
+
+    (DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout",
+    https://arxiv.org/abs/1708.04552.)
+    """
+    height, width = image.shape[:2]
+    half = draws(*SQUARE) * min(height, width) / 2
+    down, across = draws(0, height), draws(0, width)
+    image = image.copy()
+    rows, columns = (slice(max(round(middle - half), 0), round(middle + half)) for middle in (down, across))
+    image[rows, columns] = MIDDLE_GREY
+    return image
 
 
 def mixed(first: np.ndarray, second: np.ndarray, draws: Draws) -> np.ndarray:

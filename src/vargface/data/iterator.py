@@ -46,7 +46,8 @@ class FaceIterator(mx.io.DataIter):
     workers : processes that decode, a few batches ahead; 0: this one decodes, when it is asked for a batch. They start
         with the first batch, and hold the image of no other process.
     augment : 0..1, the strength of random views; mix : 0..1, the share of images that are mixed with another one of the
-        data set: these have the label NOBODY (augment.py says what both do).
+        data set: these have the label NOBODY; jpeg, cutout : 0..1, the shares that are compressed, and lose a square
+        (augment.py says what all do).
     min_images : leave out the images of identities that have fewer. These keep their classes.
     max_bad : 0..1, the share of the data set's images that may be unusable (damaged, no image, another size, a label
         that is none). One that is met is logged, and the next in the epoch's order stands in for it, then and whenever
@@ -56,8 +57,8 @@ class FaceIterator(mx.io.DataIter):
 
     epoch: the current one, from 0; `reset` moves to the next; batches_per_epoch: their number in every epoch; faults:
     position in `records` -> why that image cannot be used, of all met so far.
-    Each batch has `index` (N,) int64, positions in `records`, and `mirrored` (N,) bool: without `augment` and `mix`
-    they say all about its images. Its array is used again once nothing refers to it: to keep a part of it, copy that.
+    Each batch has `index` (N,) int64, positions in `records`, and `mirrored` (N,) bool: unless they are augmented or
+    mixed these say all about its images. Its array is used again once nothing refers to it: to keep a part, copy it.
 
     Raises InputError where `records` do not fill a batch; from `next`, where too many images are unusable, train.rec
     was written to since it was opened, or decoding processes die again and again.
@@ -72,6 +73,8 @@ class FaceIterator(mx.io.DataIter):
         mirror: bool = True,
         augment: float = 0.0,
         mix: float = 0.0,
+        jpeg: float = 0.0,
+        cutout: float = 0.0,
         min_images: int = 1,
         max_bad: float = 0.001,
         part: int = 0,
@@ -84,7 +87,7 @@ class FaceIterator(mx.io.DataIter):
         self._records, self._workers = records, workers
         self._subset = records.of_identities_with(min_images) if min_images > 1 else None
         count = len(records) if self._subset is None else len(self._subset)
-        self._sampling = Sampling(count, batch_size, seed, mirror, augment, mix, part, num_parts)
+        self._sampling = Sampling(count, batch_size, seed, mirror, augment, mix, jpeg, cutout, part, num_parts)
         self.batches_per_epoch = self._sampling.batches
         if not self.batches_per_epoch:
             of = "" if self._subset is None else f" of identities with {min_images} or more"

@@ -8,6 +8,7 @@ face2rec2.py. Read too: a 'shuffled' file of images only, with or without an ind
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,11 +154,13 @@ class FaceRecords(Records):
         if labels is None:
             count = _LOOK_AT_UNCOUNTED if identity_offsets is None else _LOOK_AT
             spread = np.unique(np.linspace(0, len(self) - 1, count, dtype=np.int64))
-            labels = np.array([self.read(position)[0] for position in spread])
+            labels = np.array([self._label_if_any(position) for position in spread])
+            spread, labels = spread[~np.isnan(labels)], labels[~np.isnan(labels)]
         else:
-            wrong = np.flatnonzero(~self._is_identity(labels))
-            if wrong.size:
-                raise self._no_identity(wrong[0], float(labels[wrong[0]]))
+            spread = np.arange(len(self))
+        wrong = np.flatnonzero(~self._is_identity(labels))
+        if wrong.size:
+            raise self._no_identity(spread[wrong[0]], float(labels[wrong[0]]))
         if identity_offsets is not None:
             identities = len(identity_offsets)
             if identities < self.num_identities:
@@ -168,11 +171,20 @@ class FaceRecords(Records):
             return
         # labels with gaps are usable as long as they are below num_classes; a whole range that ends elsewhere is a
         # property of another data set
-        if identities > self.num_identities or (identities < self.num_identities and np.max(labels) < identities):
+        if identities > self.num_identities or (
+            identities < self.num_identities and np.max(labels, initial=-1) < identities
+        ):
             raise InputError(
                 f"{self.folder / 'property'}: says {self.num_identities} identities, {self.file.path} has "
                 f"{identities} - write {identities} as the first number of property"
             )
+
+    def _label_if_any(self, position: int) -> float:
+        """Return the label of an image; nan where its record is damaged, which training will meet, and skip."""
+        try:
+            return self.file.label(self.image_keys[position], self.offsets[position])
+        except InputError:
+            return math.nan
 
     def _first_label(self, number: int, offset: int) -> int:
         """Return the label of the first image of identity record `number`, which starts at `offset`."""

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from vargface.data.augment import Draws, augmented, mixed
+from vargface.data.augment import Draws, augmented, compressed, cut_out, mixed
 from vargface.data.decoding import decode, planes
 from vargface.data.records import Records
 from vargface.data.sampling import Sampling
 from vargface.errors import InputError
 
-__all__ = ["NOBODY", "SPARE", "Fault", "Slot", "fill"]
+__all__ = ["NOBODY", "SPARE", "Fault", "Slot", "face_at", "fill"]
 
 # the label of a face mixed from two: no identity's
 NOBODY = -1.0
@@ -100,16 +100,20 @@ def _sample(
     faults: list[Fault],
 ) -> tuple[float, np.ndarray]:
     """Return label and image (H, W, 3) uint8, blue green red, as `position` is seen in `epoch`."""
-    identity, image = _image(records, position)
+    identity, image = face_at(records, position)
     if mirror:
         image = _mirrored(image)
-    if sampling.augment or sampling.mix:
+    if sampling.varies:
         draws = Draws(sampling.seed, epoch, position)
         if draws() < sampling.mix:
             other = _other(records, subset, int(draws() * sampling.count), sampling.count, faults)
             image = mixed(image, _mirrored(other) if draws() < 0.5 else other, draws)
             identity = NOBODY
         image = augmented(image, sampling.augment, draws)
+        if draws() < sampling.jpeg:
+            image = compressed(image, draws)
+        if draws() < sampling.cutout:
+            image = cut_out(image, draws)
     return identity, image
 
 
@@ -119,7 +123,7 @@ def _other(records: Records, subset: np.ndarray | None, drawn: int, count: int, 
     for number in range(drawn, drawn + SPARE):
         position = number % count if subset is None else int(subset[number % count])
         try:
-            image = _image(records, position)[1]
+            image = face_at(records, position)[1]
         except InputError as error:
             reasons.append((position, str(error)))
             continue
@@ -132,7 +136,7 @@ def _mirrored(image: np.ndarray) -> np.ndarray:
     return cv2.flip(image, 1)
 
 
-def _image(records: Records, position: int) -> tuple[float, np.ndarray]:
+def face_at(records: Records, position: int) -> tuple[float, np.ndarray]:
     """Return the label and the image (H, W, 3) uint8, blue green red, at `position`; raises InputError, naming it."""
     identity, encoded = records.read(position)
     try:

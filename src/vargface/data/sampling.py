@@ -41,8 +41,15 @@ class Sampling(NamedTuple):
     mirror: bool
     augment: float
     mix: float
+    jpeg: float
+    cutout: float
     part: int
     num_parts: int
+
+    @property
+    def varies(self) -> bool:
+        """Return whether an image is seen in more views than plain and mirrored."""
+        return any((self.augment, self.mix, self.jpeg, self.cutout))
 
     @property
     def batches(self) -> int:

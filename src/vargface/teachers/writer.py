@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vargface.data.iterator import face_at
+from vargface.data.samples import face_at
 from vargface.data.records import FaceRecords
 from vargface.errors import InputError
 from vargface.files import locked_folder

@@ -10,7 +10,7 @@ from easydict import EasyDict
 from vargface.errors import InputError
 from vargface.symbols import angular_distillation
 
-__all__ = ["check_recipe"]
+__all__ = ["check_recipe", "varied_by"]
 
 POSITIVE = (
     "batch_size",
@@ -32,7 +32,9 @@ RANGES = {
     "multiplier": (0, 64),
     "seed": (0, 2**31 - 1),
     "augment": (0, 1),
-    "mix": (0, 1),
+    **dict.fromkeys(("mix", "jpeg", "cutout", "max_bad"), (0, 1)),
+    "min_images": (1, math.inf),
+    "workers": (-1, 256),
     "momentum": (0, 1),
     "lr_factor": (0, 1),
     "final_lr": (0, math.inf),
@@ -67,6 +69,11 @@ def check_recipe(recipe: EasyDict) -> None:
         raise InputError(f"margin_ramp = {ramp}: must end by steps = {recipe.steps}")
 
 
+def varied_by(recipe: EasyDict) -> str:
+    """Return the key by which a face is seen in more views than plain and mirrored; empty where there is none."""
+    return next((key for key in ("augment", "mix", "jpeg", "cutout") if recipe[key]), "")
+
+
 def _check_view(recipe: EasyDict) -> None:
     """Raise InputError where it is not said, or cannot be, what a teacher is asked about or a store looked up for."""
     view, stored = recipe.teacher_view, bool(recipe.teacher_store)
@@ -78,8 +85,8 @@ def _check_view(recipe: EasyDict) -> None:
         raise InputError("teacher_view = 'clean': needs a teacher_store, the loop has the augmented view alone")
     if view == "clean" and recipe.mix:
         raise InputError(f"mix = {recipe.mix}: a face of two has no clean view - set mix=0 or teacher_view=augmented")
-    if stored and not view and (recipe.augment or recipe.mix):
-        key = "augment" if recipe.augment else "mix"
+    key = varied_by(recipe)
+    if stored and not view and key:
         raise InputError(
             f"{key} = {recipe[key]}: the teacher_store knows clean faces alone - say teacher_view=clean (their "
             "embeddings are distilled) or teacher_view=augmented (ask the teacher in the loop, the store unused)"

@@ -76,7 +76,8 @@ def make_plan(recipe: EasyDict) -> Plan:
     if records.image_size != IMAGE_SIZE:
         found, wanted = ("{}x{}".format(*size) for size in (records.image_size, IMAGE_SIZE))
         raise InputError(f"{recipe.data}: images of {found}, the networks take {wanted} - write the data set anew")
-    FaceIterator(records, recipe.batch_size)  # refuses a batch that the data set does not fill
+    # refuses a batch that the data set does not fill
+    FaceIterator(records, recipe.batch_size, min_images=recipe.min_images)
     network = network_symbol(recipe)
     learning_rate_schedule(recipe)
     teacher = _teacher(recipe, records)

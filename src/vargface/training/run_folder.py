@@ -36,6 +36,9 @@ WHERE = {
     "save_every",
     "report",
     "may_change",
+    # nor how the images are decoded, and when to give up
+    "workers",
+    "max_bad",
 }
 # keys that decide which arrays there are and what they are called: these never change within a run
 SHAPES = {

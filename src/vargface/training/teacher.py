@@ -8,6 +8,7 @@ from easydict import EasyDict
 from vargface.runtime import mx
 from vargface.teachers.models import Network, TeacherModels, unit
 from vargface.teachers.store import TeacherStore
+from vargface.training.checks import varied_by
 
 __all__ = ["LABEL", "TaughtIterator", "Teacher", "labels_of", "looked_up"]
 
@@ -74,8 +75,7 @@ class TaughtIterator(mx.io.DataIter):
 
 def looked_up(recipe: EasyDict) -> bool:
     """Return whether the teacher's embeddings come from `teacher_store`: unless the view asked for is not in there."""
-    varied = recipe.augment or recipe.mix
-    return bool(recipe.teacher_store) and not (varied and recipe.teacher_view == "augmented")
+    return bool(recipe.teacher_store) and not (varied_by(recipe) and recipe.teacher_view == "augmented")
 
 
 def labels_of(
@@ -85,4 +85,4 @@ def labels_of(
     if not isinstance(teacher, TeacherModels):
         return teacher
     network = teacher.network(min(BATCH_SIZE, recipe.batch_size), device)
-    return Teacher(network, num_images, two_views=not (recipe.augment or recipe.mix))
+    return Teacher(network, num_images, two_views=not varied_by(recipe))
