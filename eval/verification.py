@@ -94,11 +94,11 @@ def _norms(embeddings: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings))
 
 
-def pair_distances(embeddings: np.ndarray, *, name: str | None = None) -> np.ndarray:
+def pair_distances(embeddings: np.ndarray, *, name: str | None = None, first: int = 0) -> np.ndarray:
     """Return the squared L2 distances (P,) float64, 0..4, between the normalised rows 2i and 2i + 1 of (2P, D).
 
     Rows are normalised in float64 as scikit-learn does: a row of zeros stays zero. Raises InputError, with the pack's
-    `name`, for a row that is not finite.
+    `name` and the image's number, `first` for row 0, for a row that is not finite.
     """
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or len(embeddings) % 2:
@@ -110,7 +110,7 @@ def pair_distances(embeddings: np.ndarray, *, name: str | None = None) -> np.nda
         block[:] = embeddings[2 * start : 2 * (start + BLOCK_PAIRS)]
         norms = _norms(block)
         if not np.isfinite(norms).all():
-            image = 2 * start + int(np.argmin(np.isfinite(norms)))
+            image = first + 2 * start + int(np.argmin(np.isfinite(norms)))
             raise InputError(
                 f"{name or 'pack'}: embedding of image {image} is not finite - the checkpoint is damaged or diverged"
             )
@@ -212,11 +212,15 @@ def verify(
     issame = np.asarray(issame, dtype=bool)
     if len(embeddings) != 2 * len(issame):
         raise ValueError(f"{len(embeddings)} embeddings for {len(issame)} pairs: must be two a pair")
+    _check_split(len(issame), folds, name)
+    return _judged(pair_distances(embeddings, name=name), issame, folds, far, name)
+
+
+def _judged(distances: np.ndarray, issame: np.ndarray, folds: int, far: float, name: str | None) -> Verification:
+    """Return the verification of the pairs that are `distances` (P,), squared, apart."""
     if not 0 <= far <= 1:
         raise ValueError(f"far {far}: must be in 0..1")
     pairs = len(issame)
-    _check_split(pairs, folds, name)
-    distances = pair_distances(embeddings, name=name)
     fold = _fold_of_pair(pairs, folds)
     hits, false_hits = (_accepted(distances[k], fold[k], folds, ACCURACY_THRESHOLDS) for k in (issame, ~issame))
     correct = hits + np.bincount(fold[~issame], minlength=folds)[:, None] - false_hits
@@ -261,11 +265,13 @@ def verify_pack(
 
     embed: (n, 3, H, W) uint8 RGB -> (n, D) float, not normalised; called twice a batch, n <= batch_size.
     on_batch: called with the number of images done in each batch (a progress bar's `update`). Images are decoded batch
-    by batch; only the embeddings are kept. Raises as `verify`.
+    by batch; of the embeddings only distances and norms are kept. Raises as `verify`.
     """
-    images = 2 * len(pack.issame)
-    _check_split(len(pack.issame), folds, pack.name)
-    embeddings, norms, energy = None, np.empty((2, images)), 0.0
+    issame = np.asarray(pack.issame, dtype=bool)
+    images = 2 * len(issame)
+    _check_split(len(issame), folds, pack.name)
+    distances, norms, energy = np.empty(len(issame)), np.empty((2, images)), 0.0
+    first, sums = 0, []  # of the pair that the last batch may have cut
     for start in range(0, images, batch_size):
         stop = min(start + batch_size, images)
         view = pack.decode(start, stop)
@@ -273,12 +279,13 @@ def verify_pack(
         mirrored = np.asarray(embed(np.ascontiguousarray(view[..., ::-1])), dtype=np.float64)
         if plain.ndim != 2 or len(plain) != stop - start or mirrored.shape != plain.shape:
             raise ValueError(f"embed gave {plain.shape} and {mirrored.shape} for {stop - start} images: must be (n, D)")
-        if embeddings is None:
-            embeddings = np.empty((images, plain.shape[1]))
-        np.add(plain, mirrored, out=embeddings[start:stop])
+        sums = np.concatenate([*sums, plain + mirrored]).reshape(-1, plain.shape[1])
+        pairs = len(sums) // 2
+        distances[first // 2 : first // 2 + pairs] = pair_distances(sums[: 2 * pairs], name=pack.name, first=first)
+        first, sums = first + 2 * pairs, [sums[2 * pairs :]]
         norms[:, start:stop] = _norms(plain), _norms(mirrored)
         energy = energy + np.einsum("ij,ij->j", plain, plain) + np.einsum("ij,ij->j", mirrored, mirrored)
         if on_batch is not None:
             on_batch(stop - start)
-    result = verify(embeddings, pack.issame, folds, far=far, name=pack.name)
+    result = _judged(distances, issame, folds, far, pack.name)
     return dataclasses.replace(result, xnorm=float(norms.mean()), norms=Norms.of(*norms, energy))
