@@ -34,8 +34,8 @@ __all__ = ["WorkerPool"]
 
 logger = logging.getLogger(__name__)
 
-# rows of a task, at most: some 5 ms of work
-_ROWS = 64
+# rows of a task: some 5 ms of work; more where there would be more tasks than the socket holds
+_ROWS, _TASKS = 64, 256
 # seconds without news after which the processes are looked at, and after which they count as stuck
 _LOOK, _STUCK = 0.2, 120.0
 # deaths in a row, with no task done between them, after which it is no accident
@@ -55,10 +55,10 @@ class WorkerPool:
     ) -> None:
         self._workers, self._owner = workers, os.getpid()
         size = Slot.size(sampling.batch_size, records.image_size)
-        self._rows = max(1, min(_ROWS, -(-sampling.batch_size // workers)))
-        tasks = -(-sampling.batch_size // self._rows)
-        # enough for every process to have its next task waiting
-        count = max(ahead, -(-2 * workers // tasks)) + 1
+        rows = max(1, min(_ROWS, -(-sampling.batch_size // workers)))
+        # enough batches for every process to have its next task waiting
+        count = max(ahead, -(-2 * workers * rows // sampling.batch_size)) + 1
+        self._rows = max(rows, -(-sampling.batch_size * count // _TASKS))
         arrays = [records.image_keys, records.offsets, *([] if subset is None else [subset])]
         index = _memory("vargface-index", sum(array.nbytes for array in arrays))
         slots = _memory("vargface-batches", size * count)

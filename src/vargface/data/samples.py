@@ -70,7 +70,7 @@ def fill(
 
     Raises InputError where the next SPARE are unusable, too.
     """
-    faults: list[Fault] = []
+    faults: dict[int, Fault] = {}
     mirrored = sampling.mirrored(slot.candidates[start : stop + SPARE], epoch)
     for row in range(start, stop):
         reasons: list[tuple[int, str]] = []
@@ -84,10 +84,10 @@ def fill(
                 reasons.append((position, str(error)))
         else:
             raise InputError(f"{reasons[0][1]}; nor can the {SPARE - 1} images be used that follow it in this epoch")
-        faults += [Fault(unusable, reason, position) for unusable, reason in reasons]
+        faults.update({unusable: Fault(unusable, reason, position) for unusable, reason in reasons})
         slot.identities[row], slot.positions[row], slot.mirrored[row] = identity, position, mirror
         planes(image, slot.data[row])
-    return faults
+    return list(faults.values())
 
 
 def _sample(
@@ -97,7 +97,7 @@ def _sample(
     epoch: int,
     position: int,
     mirror: bool,
-    faults: list[Fault],
+    faults: dict[int, Fault],
 ) -> tuple[float, np.ndarray]:
     """Return label and image (H, W, 3) uint8, blue green red, as `position` is seen in `epoch`."""
     identity, image = face_at(records, position)
@@ -117,7 +117,7 @@ def _sample(
     return identity, image
 
 
-def _other(records: Records, subset: np.ndarray | None, drawn: int, count: int, faults: list[Fault]) -> np.ndarray:
+def _other(records: Records, subset: np.ndarray | None, drawn: int, count: int, faults: dict[int, Fault]) -> np.ndarray:
     """Return the image to mix in: the one that was drawn or, where that cannot be used, the next in the file."""
     reasons = []
     for number in range(drawn, drawn + SPARE):
@@ -127,7 +127,7 @@ def _other(records: Records, subset: np.ndarray | None, drawn: int, count: int, 
         except InputError as error:
             reasons.append((position, str(error)))
             continue
-        faults += [Fault(unusable, reason, position) for unusable, reason in reasons]
+        faults.update({unusable: Fault(unusable, reason, position) for unusable, reason in reasons})
         return image
     raise InputError(reasons[0][1])
 

@@ -31,6 +31,7 @@ __all__ = ["DONE", "TASK", "main"]
 TASK = struct.Struct("<iiiq")
 # slot, rows done; pickled faults or the exception may follow
 DONE = struct.Struct("<ii")
+FAULTS = 300
 
 
 def main() -> None:
@@ -57,6 +58,8 @@ def main() -> None:
             except Exception as error:
                 # what cannot be used comes as itself, a bug of ours with where it happened
                 said = error if isinstance(error, InputError) else RuntimeError(traceback.format_exc())
+            # a message has its limits; who has so many faults in a few dozen rows is stopped by these
+            said = said[:FAULTS] if isinstance(said, list) else said
             channel.send(DONE.pack(slot, stop - start) + (pickle.dumps(said) if said else b""))
 
 
