@@ -63,6 +63,7 @@ bench: .venv/.installed ## ratios: a training step, a teacher, the head's memory
 	.venv/bin/python benchmarks/head_memory.py
 	OPENBLAS_NUM_THREADS=1 .venv/bin/python benchmarks/verification.py
 	.venv/bin/python benchmarks/lfr_scoring.py
+	.venv/bin/python benchmarks/data_reading.py
 
 clean: ## remove what was built (.venv too), never runs/ or data
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

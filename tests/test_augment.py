@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vargface.data import augment
-from vargface.data.augment import Draws, augmented, mixed
+from vargface.data.augment import Draws, augmented, compressed, cut_out, mixed
 
 FIRST_DRAWS = [0.178994, 0.611577, 0.685772]
 
@@ -108,3 +108,29 @@ def test_views_are_spread_over_their_ranges(face):
     """Means of the picture over many views: brightness alone spreads them by a quarter either way."""
     means = np.array([augmented(face, 1.0, Draws(0, 0, position)).mean() for position in range(300)]) / face.mean()
     assert 0.7 < means.min() < 0.82 and 1.15 < means.max() < 1.35 and abs(means.mean() - 1) < 0.03
+
+
+def test_compressed_is_a_jpeg_of_the_drawn_quality():
+    image = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+    draws, again = Draws(1, 2, 3), Draws(1, 2, 3)
+    quality = int(again(30, 90))
+    expected = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(compressed(image, draws), expected)
+
+
+def test_cut_out_is_one_grey_square_that_the_image_may_end():
+    image = np.random.default_rng(0).integers(128, 256, (112, 96, 3), dtype=np.uint8)
+    before, areas, rows, columns = image.copy(), [], [], []
+    for position in range(400):
+        cut = cut_out(image, Draws(0, 0, position))
+        changed = (cut != image).any(axis=2)
+        assert (cut[changed] == 127).all()
+        down, across = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        assert changed[down[0] : down[-1] + 1, across[0] : across[-1] + 1].all()
+        assert max(len(down), len(across)) <= round(0.45 * 96) + 1
+        areas.append(changed.sum())
+        rows.append(down.mean())
+        columns.append(across.mean())
+    assert np.array_equal(image, before)
+    # anywhere, not in the middle alone
+    assert np.std(rows) > 25 and np.std(columns) > 20 and np.std(areas) > 100

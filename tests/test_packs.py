@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -280,3 +282,36 @@ def test_real_packs(real_faces, name, pairs):
     assert (pack.name, len(pack.issame), pack.issame.sum()) == (name, pairs, pairs // 2)
     assert list(pack.images) == images and pack.issame.tolist() == list(issame)
     assert len(pack.decode(2 * pairs - 64, 2 * pairs)) == 64
+
+
+# --- images stay in the file ---
+
+
+def test_images_are_not_loaded(tmp_path):
+    """A pack of 60 MB in a process that may have 20 MB more than it has."""
+    image = IMAGES[0] + bytes(100_000)
+    write_pack(tmp_path / "some.bin", (image for _ in range(600)), [True] * 300)
+    code = (
+        "import resource, sys\n"
+        "from vargface.data.packs import read_pack\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "pack = read_pack(sys.argv[1])\n"
+        "sizes = [len(image) for image in pack.images]\n"
+        "assert sum(sizes) > 6e7\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "some.bin")]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 10_000
+
+
+def test_a_pack_that_is_cut_after_it_was_opened(tmp_path):
+    pack = pack_of(tmp_path, IMAGES)
+    os.truncate(tmp_path / "some.bin", 3000)
+    with pytest.raises(InputError, match=r"some.bin: image 5 \(pair 2\) cannot be read \(.*\) - get the pack anew"):
+        pack.decode(5, 6)
+
+
+def test_an_image_that_is_pickled_once_and_meant_twice(tmp_path):
+    same = [IMAGES[0], IMAGES[0], IMAGES[1], IMAGES[0], IMAGES[2], IMAGES[1]]
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        check(dump(tmp_path / "lfw.bin", (same, ISSAME), protocol), same)
