@@ -434,9 +434,9 @@ def test_a_pack_too_small_to_verify_on_is_refused_before_training(make, tmp_path
     [
         (
             b"\xff\xd8nothing",
-            r"mine\.bin: image 15 \(pair 7\) is not an image \(9 bytes\) - get the pack anew, or leave it out",
+            r"mine\.bin: image 15 \(pair 7\) is not an image that can be decoded \(9 bytes\) - get the pack anew, or leave it out",
         ),
-        (b"", r"mine\.bin: image 15 \(pair 7\) is not an image \(0 bytes\)"),
+        (b"", r"mine\.bin: image 15 \(pair 7\) is not an image that can be decoded \(0 bytes\)"),
         (
             cv2.imencode(".png", np.zeros((112, 96, 3), np.uint8))[1].tobytes(),
             r"mine\.bin: image 15 \(pair 7\) is 112x96",
