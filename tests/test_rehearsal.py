@@ -45,7 +45,9 @@ def test_everything_that_a_run_takes_and_nothing_stays(make, teacher, tmp_path):
 
 
 def test_the_total_is_steps_and_verifications(make, monkeypatch):
-    monkeypatch.setattr(rehearsal.Generation, "timed_steps", lambda self, weights, count: self._start(weights) or [2.0] * 3)
+    monkeypatch.setattr(
+        rehearsal.Generation, "timed_steps", lambda self, weights, count: self._start(weights) or [2.0] * 3
+    )
     monkeypatch.setattr(rehearsal, "_verification_seconds", lambda plan, params: 100.0)
     found = lines(rehearse(make(generations=3, steps=1000, verify_every=400)))
     assert found["speed"].startswith("2.0 img/s, 2.000 s a step of 4")

@@ -16,9 +16,10 @@ import pytest
 import tiny
 
 from vargface.cli import main
-from vargface.data.iterator import FaceIterator, face_at
+from vargface.data.iterator import FaceIterator
 from vargface.data.recordio import pack, part_bytes
 from vargface.data.records import FaceRecords, RecordWriter
+from vargface.data.samples import face_at
 from vargface.errors import InputError
 from vargface.runtime import mx
 from vargface.teachers import store, writer

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vargface.data.samples import face_at
 from vargface.data.records import FaceRecords
+from vargface.data.samples import face_at
 from vargface.errors import InputError
 from vargface.files import locked_folder
 from vargface.runtime import THREADS, contexts, cores
