@@ -125,7 +125,7 @@ def loop_of(cell: Cell) -> contextlib.ExitStack:
     """Return a context in which the training loop is as `cell` has it."""
     stack = contextlib.ExitStack()
     if cell.initialiser:
-        stack.enter_context(mock.patch.object(fit, "Start", lambda recipe: cell.initialiser()))
+        stack.enter_context(mock.patch("vargface.training.generation.Start", lambda recipe: cell.initialiser()))
     if cell.head:
         stack.enter_context(mock.patch.object(margin_softmax, "get_symbol", cell.head))
     if cell.native:

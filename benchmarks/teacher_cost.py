@@ -97,8 +97,8 @@ def training_step(folder: Path, way: str, batch: int) -> Callable[[], None]:
 
     runtime.prepare_for_training()
     from vargface.runtime import mx
-    from vargface.training import fit
     from vargface.training import teacher as teacher_module
+    from vargface.training.generation import Generation
     from vargface.training.log import Means
     from vargface.training.plan import make_plan
     from vargface.training.run_folder import RunFolder
@@ -112,7 +112,7 @@ def training_step(folder: Path, way: str, batch: int) -> Callable[[], None]:
     recipe = load_recipe("base", [f"{key}={value}" for key, value in keys.items()])
     plan = make_plan(recipe)
     teacher = teacher_module.labels_of(plan.teacher, recipe, len(plan.records), plan.devices[0])
-    generation = fit._Generation(plan, RunFolder(recipe.out, recipe, plan.trained_on), teacher, 1)
+    generation = Generation(plan, RunFolder(recipe.out, recipe, plan.trained_on), teacher, 1)
     generation._start(None)
 
     def step() -> None:

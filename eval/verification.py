@@ -87,7 +87,8 @@ class Verification:
             key: math.nan if value is None else value for key, value in fields.items() if key != "cosine_threshold"
         }
         norms = fields.get("norms")
-        return cls(**{**known, "norms": norms and Norms(**norms)})
+        # JSON has no tuples
+        return cls(**{**known, "norms": norms and Norms(**{**norms, "farthest": tuple(map(tuple, norms["farthest"]))})})
 
 
 def _norms(embeddings: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from vargface.files import locked_folder
 from vargface.inference import FrozenNetwork
 from vargface.runtime import mx
 from vargface.training import fit, plan
+from vargface.training.generation import Generation
 from vargface.training.interrupt import Terminated
 
 COMMANDS = ["demo", "train", "verify", "curves", "report", "synth", "flops"]
@@ -277,7 +278,7 @@ def test_a_stop_says_how_to_go_on(arguments, capsys, tiny_network, monkeypatch, 
     def stop(self, means):
         raise raised
 
-    monkeypatch.setattr(fit._Generation, "_train_step", stop)
+    monkeypatch.setattr(Generation, "_train_step", stop)
     assert main(arguments()) == code
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)
@@ -312,7 +313,7 @@ def test_a_bug_of_ours_keeps_its_traceback(arguments, tiny_network, monkeypatch)
     def stop(self, means):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(fit._Generation, "_train_step", stop)
+    monkeypatch.setattr(Generation, "_train_step", stop)
     with pytest.raises(ZeroDivisionError):
         main(arguments())
 

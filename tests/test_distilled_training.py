@@ -14,9 +14,9 @@ from vargface.errors import InputError
 from vargface.runtime import mx
 from vargface.teachers.store import TeacherStore
 from vargface.teachers.writer import make_store
-from vargface.training import fit
 from vargface.training import teacher as teacher_module
 from vargface.training.fit import train
+from vargface.training.generation import Generation
 from vargface.training.report import result_of
 
 
@@ -58,7 +58,7 @@ def test_a_run_goes_on_from_the_loop_with_a_store(make, teacher, stored, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fit._Generation, "_verify_and_save", stopped)
+        patch.setattr(Generation, "_verify_and_save", stopped)
         train(make(teacher=teacher, save_every=2))
     (folder,) = train(make(teacher=teacher, save_every=2, teacher_store=stored))
     assert folder.result["step"] == 4
@@ -91,13 +91,13 @@ def test_which_view_is_distilled_is_said_or_refused(make, teacher, stored, tmp_p
 @pytest.mark.parametrize("view", ["clean", "augmented"])
 def test_what_is_distilled_of_an_augmented_face_is_what_the_recipe_says(make, teacher, stored, monkeypatch, view):
     batches = []
-    whole = fit.TaughtIterator.next
+    whole = teacher_module.TaughtIterator.next
 
     def look(self):
         batches.append(whole(self))
         return batches[-1]
 
-    monkeypatch.setattr(fit.TaughtIterator, "next", look)
+    monkeypatch.setattr(teacher_module.TaughtIterator, "next", look)
     recipe = make(teacher=teacher, teacher_store=stored, augment=1.0, teacher_view=view, steps=2)
     train(recipe)
     from vargface.data.records import FaceRecords
@@ -196,11 +196,11 @@ def test_what_a_generation_starts_from_is_the_first_of_the_rules_that_holds(
     """A generation n > 1 with everything there, and one thing less each time."""
     init = tiny.make_teacher(tmp_path, seed=5)
     starts = []
-    whole = fit._Generation._start
+    whole = Generation._start
 
     def look(self, weights):
         whole(self, weights)
-        starts.append((self._step, {name: value.asnumpy() for name, value in self._module.get_params()[0].items()}))
+        starts.append((self._step, {name: value.asnumpy() for name, value in self.module.get_params()[0].items()}))
         raise KeyboardInterrupt
 
     recipe = make(teacher=teacher, init="" if stage == "scratch" else init, generations=2, lr=0.05, save_every=2)
@@ -215,7 +215,7 @@ def test_what_a_generation_starts_from_is_the_first_of_the_rules_that_holds(
         due = tiny.state(first)
     elif stage == "init":
         due = tiny.numpy_of(load_checkpoint(init)[1:3])
-    monkeypatch.setattr(fit._Generation, "_start", look)
+    monkeypatch.setattr(Generation, "_start", look)
     if stage == "finished":
         train(recipe)
         assert not starts

@@ -66,7 +66,7 @@ def of(package: str) -> list[str]:
 
 def test_the_parser_sees_what_is_imported():
     assert "vargface.symbols.layers" in imports("vargface.symbols.vargfacenet")
-    assert "vargface.training.fit" in imports("vargface.cli")  # inside a function
+    assert "vargface.training.fit" in imports("vargface.commands.train")  # inside a function
     assert {"numpy", "vargface.errors"} <= imports("vargface.eval.verification")
     assert "vargface.runtime" in imports("vargface.cli")  # `from vargface import runtime`
 

@@ -100,11 +100,13 @@ def test_no_run_is_no_page(tmp_path):
 
 
 def test_the_distances_kept_are_the_best_checkpoints(make, monkeypatch):
-    from vargface.training import fit
     from vargface.training.run_folder import distances_of
 
     scores, kept = iter([0.75, 0.5]), []
-    monkeypatch.setattr(fit, "mean_accuracy", lambda results: kept.append(results["pairs"].distances) or next(scores))
+    monkeypatch.setattr(
+        "vargface.training.generation.mean_accuracy",
+        lambda results: kept.append(results["pairs"].distances) or next(scores),
+    )
     (folder,) = train(make(steps=4, verify_every=2))
     found, same = distances_of(folder.path)["pairs"]
     assert found.tolist() == kept[0].tolist() != kept[1].tolist()

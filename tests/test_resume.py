@@ -17,8 +17,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from vargface.checkpoint import load_checkpoint
 from vargface.errors import InputError
-from vargface.training import fit
 from vargface.training.fit import train
+from vargface.training.generation import Generation
 from vargface.training.interrupt import Terminated, interrupt_after_step
 from vargface.training.run_folder import RunFolder
 
@@ -32,15 +32,15 @@ def optimizer_state(folder: RunFolder) -> list[np.ndarray]:
 
 def interrupt(monkeypatch, at: int, generation: int = 1) -> None:
     """Let Ctrl-C come before step `at` + 1 of a generation."""
-    whole = fit._Generation._train_step
+    whole = Generation._train_step
 
     def step(self, means):
         if self._step == at and (self._folder.path.name == f"gen-{generation}") == (generation > 1):
-            monkeypatch.setattr(fit._Generation, "_train_step", whole)
+            monkeypatch.setattr(Generation, "_train_step", whole)
             raise KeyboardInterrupt
         whole(self, means)
 
-    monkeypatch.setattr(fit._Generation, "_train_step", step)
+    monkeypatch.setattr(Generation, "_train_step", step)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_behind_a_damaged_state_a_run_ends_as_the_straight_one(make, teacher, tm
 
 def test_behind_a_damaged_state_the_best_checkpoint_is_one_that_is_there(make, tmp_path, monkeypatch):
     scores = iter([0.5, 0.75, 0.25, 0.125])
-    monkeypatch.setattr(fit, "mean_accuracy", lambda results: next(scores))
+    monkeypatch.setattr("vargface.training.generation.mean_accuracy", lambda results: next(scores))
     keys = {"steps": 6, "verify_every": 2}
     interrupt(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
@@ -168,8 +168,8 @@ def test_a_generation_after_a_damaged_state_starts_from_the_last_checkpoint(make
     for file in (Path(recipe.out) / "state").glob(f"{states}.params"):
         file.unlink()
     starts = []
-    whole = fit._Generation._start
-    monkeypatch.setattr(fit._Generation, "_start", lambda self, weights: starts.append(weights) or whole(self, weights))
+    whole = Generation._start
+    monkeypatch.setattr(Generation, "_start", lambda self, weights: starts.append(weights) or whole(self, weights))
     first, _ = train(recipe)
     (start,) = starts
     last = load_checkpoint(first.model(first.result["last"]))
@@ -231,7 +231,7 @@ def test_a_finished_run_is_not_run_again(make, teacher, monkeypatch):
     def never(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(fit, "_Generation", never)
+    monkeypatch.setattr("vargface.training.fit.Generation", never)
     again = train(recipe)
     assert [folder.path for folder in again] == [folder.path for folder in folders]
     assert [folder.result for folder in again] == [folder.result for folder in folders]
@@ -260,11 +260,11 @@ def test_a_key_that_may_change_changes_from_the_saved_state_on(make, monkeypatch
     assert train(make(**keys, lr=0.001))[0].result == folder.result
 
 
-@pytest.mark.parametrize("keys", [{"embedding_size": 8}, {"optimizer": "adam"}])
+@pytest.mark.parametrize("keys", [{"multiplier": 1.0}, {"optimizer": "adam"}])
 def test_what_the_weights_are_never_changes(make, keys):
     train(make())
     with pytest.raises(InputError, match=r"differ\) - choose another out$"):
-        train(make(**keys, may_change="lr,embedding_size,optimizer"))
+        train(make(**keys, may_change="lr,multiplier,optimizer"))
 
 
 def test_another_data_set_is_refused_in_the_same_run_folder(make, tmp_path):
@@ -300,32 +300,32 @@ def test_a_signal_saves_the_step_and_the_rerun_ends_as_the_straight_run(make, mo
     before = signal.getsignal(number)
     straight = train(make(steps=6, out=tmp_path / "straight"))[0]
     steps = iter(range(6))
-    original = fit._Generation._train_step
+    original = Generation._train_step
 
     def step_with_signal(self, means):
         if next(steps) == 2:
             os.kill(os.getpid(), number)
         original(self, means)
 
-    monkeypatch.setattr(fit._Generation, "_train_step", step_with_signal)
+    monkeypatch.setattr(Generation, "_train_step", step_with_signal)
     with pytest.raises(KeyboardInterrupt) as stopped:
         train(make(steps=6, out=tmp_path / "stopped"))
     assert (stopped.type, signal.getsignal(number)) == (raised, before)
     assert (tmp_path / "stopped" / "state" / "00000003.json").exists()
-    monkeypatch.setattr(fit._Generation, "_train_step", original)
+    monkeypatch.setattr(Generation, "_train_step", original)
     tiny.equal(tiny.state(straight), tiny.state(train(make(steps=6, out=tmp_path / "stopped"))[0]))
 
 
 def test_sigusr1_saves_and_training_goes_on(make, monkeypatch, tmp_path):
     saved = []
-    original, save_state = fit._Generation._train_step, RunFolder.save_state
+    original, save_state = Generation._train_step, RunFolder.save_state
 
     def step_with_signal(self, means):
         if self._step == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
         original(self, means)
 
-    monkeypatch.setattr(fit._Generation, "_train_step", step_with_signal)
+    monkeypatch.setattr(Generation, "_train_step", step_with_signal)
     monkeypatch.setattr(
         RunFolder,
         "save_state",
@@ -336,13 +336,13 @@ def test_sigusr1_saves_and_training_goes_on(make, monkeypatch, tmp_path):
 
 
 def test_ctrl_c_in_the_last_step_ends_the_generation_and_begins_no_other(make, monkeypatch, tmp_path):
-    original = fit._Generation._verify_and_save
+    original = Generation._verify_and_save
 
     def verify_with_signal(self):
         os.kill(os.getpid(), signal.SIGINT)
         original(self)
 
-    monkeypatch.setattr(fit._Generation, "_verify_and_save", verify_with_signal)
+    monkeypatch.setattr(Generation, "_verify_and_save", verify_with_signal)
     with pytest.raises(KeyboardInterrupt):
         train(make(generations=2))
     assert (tmp_path / "run" / "result.json").exists()

@@ -10,8 +10,9 @@ import tiny
 
 from vargface.errors import InputError
 from vargface.runtime import mx
-from vargface.training import fit, plan
+from vargface.training import plan
 from vargface.training.fit import train
+from vargface.training.generation import Generation
 from vargface.training.step import NotFinite, Step
 
 
@@ -84,7 +85,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 def poison(monkeypatch, steps) -> None:
     """Let the second image of these steps (from 0) be NaN."""
-    whole = fit._Generation._next_batch
+    whole = Generation._next_batch
 
     def next_batch(self):
         found = whole(self)
@@ -92,7 +93,7 @@ def poison(monkeypatch, steps) -> None:
             found.data[0][1] = np.nan
         return found
 
-    monkeypatch.setattr(fit._Generation, "_next_batch", next_batch)
+    monkeypatch.setattr(Generation, "_next_batch", next_batch)
 
 
 def test_a_bad_step_stops_the_run_with_a_diagnosis(make, teacher, monkeypatch, tmp_path):

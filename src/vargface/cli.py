@@ -10,16 +10,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vargface import runtime
 from vargface.commands import add_command as _command
-from vargface.commands import embed, export, lfr, rec, runs, teacher_store, verify
+from vargface.commands import embed, export, lfr, rec, runs, takes_overrides, teacher_store, train, verify
 from vargface.errors import InputError
 from vargface.files import whole_file
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
 
 __all__ = ["main"]
 
-KEY_VALUE = "overrides of the recipe's keys, e.g. lr=0.05 (recipes/base.py lists all)"
 # the forms of a contact sheet
 SHEETS = (".png", ".jpg", ".jpeg")
 
@@ -60,18 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(goes_on=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = _command(commands, "demo", _demo, "the whole job on synthetic faces: data, teacher, students, table")
-    _takes_overrides(demo, f"out=, teacher=, and {KEY_VALUE}")
-    demo.add_argument("--data-only", action="store_true", help="draw the data set into OUT/data, no more")
-    demo.set_defaults(goes_on=True)
-    demo.epilog = "example: vargface demo out=runs/demo"
-
-    train = _command(commands, "train", _train, "train a teacher or a student by a recipe")
-    train.add_argument("recipe", help="a recipe file, or the name of one of this package's")
-    _takes_overrides(train, KEY_VALUE)
-    train.add_argument("--generation", type=int, metavar="N", help="this one alone; the ones before it are finished")
-    train.set_defaults(goes_on=True)
-    train.epilog = "example: vargface train recipes/lfr_student.py data=ms1m teacher=r100/model,0 out=runs/lfr"
+    train.add_to(commands)
 
     verify.add_to(commands)
 
@@ -90,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     flops.add_argument("--model", metavar="PREFIX,EPOCH", help="a checkpoint; without it: of the recipe's network")
     flops.add_argument("--recipe", default="base", help="a recipe (default: base, the paper's VarGFaceNet)")
     flops.add_argument("--layers", action="store_true", help="by layer")
-    _takes_overrides(flops, KEY_VALUE)
+    takes_overrides(flops)
     flops.epilog = "example: vargface flops network=resnet num_layers=50"
 
     lfr.add_to(commands)
@@ -99,35 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     export.add_to(commands)
     rec.add_to(commands)
     return parser
-
-
-def _takes_overrides(command: argparse.ArgumentParser, help_line: str) -> None:
-    # without a default, argparse calls it required where another argument is missing
-    command.add_argument("overrides", nargs="*", default=(), metavar="KEY=VALUE", help=help_line)
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    runtime.prepare_for_training("cpu(0),cpu(1)")
-    from vargface.demo import draw_data, run_demo
-    from vargface.recipe import load_recipe
-
-    if arguments.data_only:
-        draw_data(load_recipe("demo_student", arguments.overrides).out)
-    else:
-        print(run_demo(arguments.overrides))
-
-
-def _train(arguments: argparse.Namespace) -> None:
-    from vargface.recipe import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    runtime.prepare_for_training(recipe.context)
-    from vargface.eval.table import results_table
-    from vargface.training.fit import train
-    from vargface.training.report import result_of
-
-    folders = train(recipe, arguments.generation)
-    print(results_table([result_of(folder) for folder in folders]))
 
 
 def _synth(arguments: argparse.Namespace) -> None:

@@ -7,45 +7,24 @@ same teacher; (4) `init` gives the weights; (5) scratch.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import warnings
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from easydict import EasyDict
-from tqdm import tqdm
 
-from vargface.checkpoint import Checkpoint, Params, load_checkpoint, matching, tagged
-from vargface.data.iterator import FaceIterator
+from vargface.checkpoint import Params, load_checkpoint, matching, tagged
 from vargface.errors import InputError
 from vargface.files import locked_folder
-from vargface.inference import FrozenNetwork
-from vargface.runtime import cores, machine, mx
-from vargface.teachers.store import TeacherStore
-from vargface.training.diagnosis import diagnose
-from vargface.training.initialise import Start
-from vargface.training.interrupt import interrupt_after_step
-from vargface.training.log import Means
-from vargface.training.objective import MARGIN_WEIGHT
-from vargface.training.plan import Plan, make_plan
-from vargface.training.report import write_report
+from vargface.runtime import mx
+from vargface.training.generation import Generation
+from vargface.training.plan import make_plan
 from vargface.training.run_folder import RunFolder
-from vargface.training.schedule import learning_rate_schedule, ramp
 from vargface.training.space import check_space
-from vargface.training.step import NotFinite, Step
-from vargface.training.teacher import TaughtIterator, Teacher, labels_of
-from vargface.training.verifier import mean_accuracy, verify_packs
-from vargface.training.watch import Watch
+from vargface.training.teacher import labels_of
 
 __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
-
-VERIFY_BATCH = 32
-# decoding processes, unless the recipe says how many
-MOST_WORKERS = 16
 
 
 def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
@@ -70,7 +49,7 @@ def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
             folder = RunFolder(_folder(out, number), recipe, plan.trained_on)
             folders.append(folder)
             if folder.result is None:
-                weights = _Generation(plan, folder, teacher, number).fit(weights or plan.initial)
+                weights = Generation(plan, folder, teacher, number).fit(weights or plan.initial)
             else:
                 logger.info("%s: finished already, not run again", folder.path)
                 weights = _last_weights(folder, plan.network)
@@ -92,13 +71,6 @@ def _check_forerunners(out: Path, generation: int) -> None:
             )
 
 
-def _decode_workers(workers: int, device: mx.Context) -> int:
-    """Return the number of decoding processes: none on CPUs, where decoding takes a hundredth of a step's time."""
-    if workers >= 0:
-        return workers
-    return 0 if device.device_type == "cpu" else min(cores(), MOST_WORKERS)
-
-
 def _last_weights(folder: RunFolder, network: mx.sym.Symbol) -> tuple[Params, Params]:
     """Return what a finished generation ended with: its last state or, where that is lost, its last checkpoint."""
     try:
@@ -111,240 +83,3 @@ def _last_weights(folder: RunFolder, network: mx.sym.Symbol) -> tuple[Params, Pa
     model = folder.model(folder.result["last"])
     checkpoint = load_checkpoint(model)
     return matching(network, tagged(checkpoint.args, checkpoint.auxs), model)
-
-
-class _Generation:
-    """One generation in training."""
-
-    def __init__(self, plan: Plan, folder: RunFolder, teacher: Teacher | TeacherStore | None, generation: int) -> None:
-        self._folder, self._network, self._packs, self._objective = folder, plan.network, plan.packs, plan.objective
-        self._recipe = recipe = folder.recipe
-        self._step, self._number, self._verified, self._skipped = 0, 0, 0, 0
-        self._best: dict[str, Any] = {"number": 0, "score": -1.0, "packs": {}}
-        # the generation before has learnt the margin: the next one has it all along
-        self._ramp = recipe.margin_ramp if generation == 1 else [0, 0]
-        self._watch = Watch(recipe)
-        seed = recipe.seed + generation - 1
-        self._faces: Any = FaceIterator(
-            plan.records,
-            recipe.batch_size,
-            seed=seed,
-            mirror=recipe.mirror,
-            augment=recipe.augment,
-            mix=recipe.mix if recipe.teacher else 0.0,
-            jpeg=recipe.jpeg,
-            cutout=recipe.cutout,
-            min_images=recipe.min_images,
-            max_bad=recipe.max_bad,
-            workers=_decode_workers(recipe.workers, plan.devices[0]),
-        )
-        if teacher is not None:
-            self._faces = TaughtIterator(self._faces, teacher)
-        self._drops = '"op": "Dropout"' in plan.network.tojson()
-        self._labels = [*self._faces.provide_label]
-        if MARGIN_WEIGHT in self._objective.label_names:
-            self._labels.append(mx.io.DataDesc(MARGIN_WEIGHT, (recipe.batch_size,)))
-        self._module = mx.mod.Module(
-            self._objective.symbol,
-            label_names=self._objective.label_names,
-            state_names=self._objective.probes,
-            context=plan.devices,
-            logger=logger,
-        )
-        part = recipe.batch_size // recipe.accumulate
-        data, labels = ([_of_size(part, desc) for desc in descs] for descs in (self._faces.provide_data, self._labels))
-        self._module.bind(data, labels, grad_req=self._objective.grad_req("write" if recipe.accumulate == 1 else "add"))
-        self._take_step = Step(self._module, self._objective.outputs, recipe.accumulate, self._objective.gradient_norms)
-        self._device, self._records = plan.devices[0], plan.records
-
-    def fit(self, weights: tuple[Params, Params] | None) -> tuple[Params, Params]:
-        """Train to the last step, from a saved state if there is one, and return the last weights with fc7."""
-        recipe = self._recipe
-        self._start(weights)
-        self._folder.write_machine(machine())
-        logged = [*self._objective.outputs, *self._objective.gradients]
-        means = Means(logged, recipe.batch_size // recipe.accumulate, self._objective.spread)
-        name = str(self._folder.path)
-        with interrupt_after_step() as stop, contextlib.closing(self._folder.board), tqdm(
-            total=recipe.steps, initial=self._step, unit="step", disable=None, desc=name
-        ) as bar:
-            if self._step > self._verified and self._is_due_for_verification():
-                self._verify_and_save()  # which the run before was stopped in
-            while self._step < recipe.steps:
-                self._train_step(means)
-                bar.update()
-                last = self._step == recipe.steps
-                if last or self._step % recipe.log_every == 0:
-                    self._log(means, bar)
-                with means.clock_stopped():
-                    if self._is_due_for_verification():
-                        self._verify_and_save()
-                    elif stop.asked or stop.save or self._step % recipe.save_every == 0:
-                        self._save_state(self._params())
-                    if stop.save:
-                        stop.save = False
-                        logger.info("%s: saved at step %d", name, self._step)
-                if stop.asked and not last:
-                    raise stop.asked
-        self._faces.close()
-        self._folder.finish(self._best, self._number, self._step)
-        if recipe.report:
-            write_report(self._folder)
-        if stop.asked:  # during the last step: this generation is done, nothing else is begun
-            raise stop.asked
-        return self._params()
-
-    def _is_due_for_verification(self) -> bool:
-        return self._step == self._recipe.steps or self._step % self._recipe.verify_every == 0
-
-    def _params(self) -> tuple[Params, Params]:
-        """Return the weights and the moving statistics after the steps so far."""
-        # batch norm's backward writes the moving statistics without telling the engine: reading them waits for nothing
-        mx.nd.waitall()
-        return self._module.get_params()
-
-    @property
-    def _updater(self) -> Any:
-        # with several contexts the optimiser's state is in the store that sums their gradients
-        return self._module._updater or self._module._kvstore._updater
-
-    def _start(self, weights: tuple[Params, Params] | None) -> None:
-        recipe = self._recipe
-        # the initialisers draw from numpy and MXNet's own generators
-        mx.random.seed(recipe.seed)
-        np.random.seed(recipe.seed)
-        state = self._folder.load_state()
-        if state is not None:
-            weights = state[1]
-        args, auxs = weights or ({}, {})
-        self._module.init_params(Start(recipe), arg_params=args, aux_params=auxs, allow_missing=True, allow_extra=True)
-        options = {"learning_rate": recipe.lr, "wd": recipe.wd, "rescale_grad": 1 / recipe.batch_size}
-        options["lr_scheduler"] = learning_rate_schedule(recipe)
-        if recipe.optimizer == "sgd":
-            options["momentum"] = recipe.momentum
-        # used for several contexts only: without it each would go its own way on its part of the batch
-        kvstore = "device" if self._device.device_type == "gpu" else "local"
-        # an object, as InsightFace gives it: from a name, Module would exempt biases and betas from weight decay
-        optimizer = mx.optimizer.create(recipe.optimizer, **options)
-        with warnings.catch_warnings():
-            # that rescale_grad is not one over what is bound: with `accumulate` that is a part of the batch
-            warnings.filterwarnings("ignore", message="Optimizer created manually")
-            self._module.init_optimizer(kvstore=kvstore, optimizer=optimizer)
-        if state is not None:
-            self._resume(state[0], state[2])
-        # a run that was killed had logged more than it had saved; what follows is logged again
-        self._folder.log.drop_after(self._step)
-        self._folder.verifications.drop_after(self._verified)
-        self._folder.board.drop_after(self._step)
-
-    def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
-        self._step, self._number, self._verified = place["step"], place["number"], place["verified"]
-        self._skipped = place.get("skipped", 0)  # younger than the other three
-        if self._folder.has(place["best"]["number"]):  # else: behind a damaged state, whose best took its place
-            self._best = place["best"]
-        self._updater.set_states(optimizer)
-        self._module._optimizer.begin_num_update = self._module._optimizer.num_update = self._step
-        self._faces.seek(*divmod(self._step, self._faces.batches_per_epoch))
-        logger.info("%s: resumed at step %d", self._folder.path, self._step)
-
-    def _train_step(self, means: Means) -> None:
-        batch = self._next_batch()
-        # what dropout draws follows from the step, so that a resumed run draws the same
-        seed = self._recipe.seed * 1_000_003 + self._step * self._recipe.accumulate if self._drops else None
-        try:
-            for outputs in self._take_step(batch, seed):
-                means.add(outputs)
-        except NotFinite as fault:
-            self._leave_out(fault)
-        self._step += 1
-
-    def _next_batch(self) -> mx.io.DataBatch:
-        try:
-            batch = self._faces.next()
-        except StopIteration:
-            self._faces.reset()
-            batch = self._faces.next()
-        if MARGIN_WEIGHT in self._objective.label_names:
-            weight = ramp(self._step, *self._ramp)
-            batch.label = [*batch.label, mx.nd.full((self._recipe.batch_size,), weight)]
-            batch.provide_label = self._labels
-        return batch
-
-    def _leave_out(self, fault: NotFinite) -> None:
-        """Count a step that is not gone; raises InputError with the diagnosis when there were too many of them."""
-        self._skipped += 1
-        step, outputs = self._step + 1, self._objective.outputs
-        found = diagnose(fault, self._module, outputs, self._recipe, self._records, step, self._lr)
-        path = self._folder.write_diagnosis(found)
-        what = (
-            f"{self._folder.path}: step {step}: {fault} ({found['likely'][0] if found['likely'] else 'no cause seen'})"
-        )
-        if self._skipped > self._recipe.skip_steps:
-            raise InputError(
-                f"{what}: diverged - lower lr, or a longer warmup_steps; {path} says more, the same command goes on "
-                "from the last saved state"
-            )
-        logger.warning("%s: left out, the %d. of at most %d", what, self._skipped, self._recipe.skip_steps)
-
-    @property
-    def _lr(self) -> float:
-        return self._module._optimizer.learning_rate
-
-    def _log(self, means: Means, bar: tqdm) -> None:
-        row = self._objective.of_labelled(means.take())
-        if self._recipe.skip_steps:
-            row["steps_left_out"] = self._skipped
-        shown = {"loss": row["margin_loss"] + row.get("distillation_loss", 0.0), "img/s": row["images_per_second"]}
-        bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
-        place = {"step": self._step, "epoch": self._faces.epoch, "lr": self._lr}
-        self._folder.log.write({**place, **row})
-        self._folder.board.write(self._step, {f"train/{name}": value for name, value in {**place, **row}.items()})
-        for warning in self._watch({**place, **row}):
-            logger.warning("%s: step %d: %s", self._folder.path, self._step, warning)
-
-    def _verify_and_save(self) -> None:
-        args, auxs = params = self._params()
-        # first: whatever stops the verification, these steps are not lost
-        self._save_state(params)
-        network = FrozenNetwork(Checkpoint(self._network, args, auxs, "training"), VERIFY_BATCH, self._device)
-        results = verify_packs(network, self._packs)
-        self._number += 1
-        for name, result in results.items():
-            figures = {key: getattr(result, key) for key in ("accuracy", "accuracy_std", "tar", "far", "xnorm")}
-            self._folder.verifications.write({"step": self._step, "number": self._number, "pack": name, **figures})
-            self._folder.board.write(self._step, {f"{key}/{name}": value for key, value in figures.items()})
-        score = mean_accuracy(results)
-        if score >= self._best["score"]:
-            packs = {name: result.as_dict() for name, result in results.items()}
-            self._best = {"number": self._number, "score": score, "packs": packs}
-            self._folder.write_distances(
-                {pack.name: (results[pack.name].distances, pack.issame) for pack in self._packs}
-            )
-        self._folder.save(self._number, self._network, params, keep={self._best["number"]})
-        self._verified = self._step
-        self._folder.amend_state(self._place())
-        if self._recipe.report:
-            write_report(self._folder)
-
-    def _save_state(self, params: tuple[Params, Params]) -> None:
-        if not all(np.isfinite(mx.nd.norm(value).asscalar()) for values in params for value in values.values()):
-            raise InputError(
-                f"{self._folder.path}: diverged by step {self._step}, a weight is not finite - lower lr, or a longer "
-                "warmup_steps; the state before it is kept"
-            )
-        self._folder.save_state(self._place(), params, self._updater.get_states())
-
-    def _place(self) -> dict[str, Any]:
-        """Return what a state says beside its arrays; `_resume` takes it back."""
-        return {
-            "step": self._step,
-            "number": self._number,
-            "best": self._best,
-            "verified": self._verified,
-            "skipped": self._skipped,
-        }
-
-
-def _of_size(batch_size: int, desc: mx.io.DataDesc) -> mx.io.DataDesc:
-    """Return `desc` with the first dimension `batch_size`."""
-    return mx.io.DataDesc(desc.name, (batch_size, *desc.shape[1:]))

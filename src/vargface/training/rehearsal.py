@@ -17,7 +17,7 @@ from easydict import EasyDict
 from vargface.checkpoint import Checkpoint
 from vargface.inference import FrozenNetwork
 from vargface.runtime import mx
-from vargface.training.fit import VERIFY_BATCH, Generation
+from vargface.training.generation import VERIFY_BATCH, Generation, faces_of
 from vargface.training.plan import Plan, make_plan
 from vargface.training.run_folder import RunFolder
 from vargface.training.space import space_of
@@ -42,8 +42,8 @@ def rehearse(recipe: EasyDict) -> str:
         generation = Generation(plan, RunFolder(Path(scratch) / "run", recipe), teacher, 1)
         seconds = generation.timed_steps(plan.initial, STEPS)
         params, memory = generation.params(), _memory(generation.module, plan.devices)
+        epoch = generation.batches_per_epoch
     step = statistics.median(seconds)
-    epoch = plan.records_per_epoch // recipe.batch_size
     verification = _verification_seconds(plan, params)
     times = -(-recipe.steps // recipe.verify_every)
     total = recipe.generations * (recipe.steps * step + times * verification)
@@ -56,7 +56,8 @@ def rehearse(recipe: EasyDict) -> str:
         "epoch": f"{epoch:,} steps, {duration(epoch * step)}",
         "verification": f"{duration(verification)}, {times} times a generation",
         "disk": f"up to {space.of_run(recipe.generations) / 1e6:,.0f} MB",
-        "total": f"{recipe.generations} x {recipe.steps:,} steps ({recipe.steps / epoch:.1f} epochs): {duration(total)}",
+        "total": f"{recipe.generations} x {recipe.steps:,} steps ({recipe.steps / epoch:.1f} epochs): "
+        f"{duration(total)}",
     }
     return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 
@@ -64,7 +65,7 @@ def rehearse(recipe: EasyDict) -> str:
 def time_input(recipe: EasyDict) -> str:
     """Read batches as training would, without training; return images a second, as a line. Raises as `rehearse`."""
     plan = make_plan(recipe)
-    faces = plan.faces(recipe.seed)
+    faces = faces_of(plan, recipe.seed)
     try:
         faces.next()  # starts what decodes
         images, start = 0, time.perf_counter()
