@@ -137,8 +137,8 @@ def test_int8_is_near_the_float_network_and_smaller(tmp_path, data, capsys):
     faces = int8.calibration_faces([data], 16)
     assert faces.shape == (16, 3, 112, 112)
     seen = []
-    int8.export_int8(fold(checkpoint), tmp_path / "int8.onnx", faces, on_batch=seen.append)
-    assert seen == [8, 8]
+    int8.export_int8(fold(checkpoint), tmp_path / "int8.onnx", faces, on_face=seen.append)
+    assert sum(seen) == 16
     ours, exact = unit(run(tmp_path / "int8.onnx", faces)), unit(native(checkpoint, faces.astype(np.float32)))
     assert (ours * exact).sum(1).min() > 0.97
     types = {array.data_type for array in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}

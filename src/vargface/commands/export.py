@@ -70,7 +70,7 @@ def _int8(arguments: argparse.Namespace) -> None:
     network = fold(load_checkpoint(arguments.model))
     faces = calibration_faces(arguments.calibrate, arguments.images)
     with tqdm(total=len(faces), unit="img", desc="calibrate", leave=False, disable=None) as bar:
-        export_int8(network, arguments.out, faces, on_batch=bar.update)
+        export_int8(network, arguments.out, faces, on_face=bar.update)
     size = Path(arguments.out).stat().st_size
     print(f"{arguments.out}: {size:,} bytes, opset {OPSET}, calibrated on {len(faces)} faces")
 

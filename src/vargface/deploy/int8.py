@@ -1,8 +1,8 @@
-"""An 8-bit ONNX file: weights by output channel, activations by their range on real aligned faces.
+"""An 8-bit ONNX file: weights by output channel, activations by their usual range on aligned faces.
 
-By ONNX Runtime's static quantiser. MXNet's own (`quantize_model_mkldnn`) does not get through these networks: with
-poolings and squeeze-excitation left out it runs, and its embeddings have nothing to do with the float ones (SPEC: 0.02
-cosine). Convolutions and dense layers are quantised, PReLUs and sums stay float.
+By ONNX Runtime's static quantiser. MXNet's own (`quantize_model_mkldnn`) runs with poolings and squeeze-excitation left
+out only, and gave embeddings of cosine 0.02 to the float ones (random weights). Convolutions and dense layers are
+quantised, PReLUs and sums stay float.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from vargface.deploy.onnx_file import export_onnx, require
 from vargface.files import whole_file
 
 __all__ = ["calibration_faces", "export_int8"]
-
-BATCH_SIZE = 8
 
 
 def calibration_faces(sources: Sequence[str | Path], number: int) -> np.ndarray:
@@ -62,31 +60,31 @@ def _of_file(face: Face) -> np.ndarray:
 
 
 def export_int8(
-    network: Network, path: str | Path, faces: np.ndarray, *, on_batch: Callable[[int], object] | None = None
+    network: Network, path: str | Path, faces: np.ndarray, *, on_face: Callable[[int], object] | None = None
 ) -> None:
     """Write `network` to `path` quantised to 8 bits, calibrated on `faces` (n, 3, 112, 112), RGB 0..255.
 
-    on_batch: called with the number of faces seen each time. Raises InputError where onnxruntime is missing, for an
-    operator that cannot be exported and where the file cannot be written.
+    An activation's range is the mean over faces of its smallest and largest value: the extremes over all faces would
+    spend the 8 bits on a few of them. on_face: called with 1 for each. Raises InputError where onnxruntime is missing,
+    for an operator that cannot be exported and where the file cannot be written.
     """
     require("onnx")
     require("onnxruntime")
     from onnxruntime import quantization
 
     class Faces(quantization.CalibrationDataReader):
-        """Feeds the faces, batch by batch."""
+        """Feeds the faces one by one: the ranges are means over what is fed together."""
 
         def __init__(self) -> None:
-            self._starts = iter(range(0, len(faces), BATCH_SIZE))
+            self._faces = iter(faces)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            start = next(self._starts, None)
-            if start is None:
+            face = next(self._faces, None)
+            if face is None:
                 return None
-            batch = faces[start : start + BATCH_SIZE].astype(np.float32)
-            if on_batch is not None:
-                on_batch(len(batch))
-            return {INPUT: batch}
+            if on_face is not None:
+                on_face(1)
+            return {INPUT: face[None].astype(np.float32)}
 
     with tempfile.TemporaryDirectory() as folder, _without_advice():
         float_file, int8_file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -100,6 +98,7 @@ def export_int8(
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
+            extra_options={"CalibMovingAverage": True},
         )
         with whole_file(path) as file:
             file.write(int8_file.read_bytes())
