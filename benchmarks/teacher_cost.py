@@ -52,7 +52,7 @@ def teacher_symbol(name: str) -> mx.sym.Symbol:
 
 def make_data(folder: Path) -> None:
     """Write a data set of smooth noise."""
-    from vargface.data.records import RecordWriter
+    from vargface.data.writer import RecordWriter
 
     random = np.random.default_rng(0)
     with RecordWriter(folder) as writer:

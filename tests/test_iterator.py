@@ -520,8 +520,8 @@ def test_killed_processes_are_started_anew_and_nothing_is_lost_or_repeated(itera
 
 
 def test_a_stuck_process_is_started_anew(iterate, monkeypatch, caplog):
-    expected = [snapshot(batch) for batch in iterate(5)]
-    iterator = iterate(5, workers=1)
+    expected = [snapshot(batch) for batch in iterate(2)]
+    iterator = iterate(2, workers=1)
     found = [snapshot(next(iterator))]
     monkeypatch.setattr(pool, "_STUCK", 4.0)
     os.kill(iterator.pids[0], signal.SIGSTOP)

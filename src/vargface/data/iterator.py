@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 # batches decoded ahead of training
 _AHEAD = 3
-# arrays kept to be used again
-_KEPT = 4
-# references to one of these that no batch has: the list's, and the question's own
+# batches that may be held beside that without a copy
+HELD = 2
+# references to an array that no batch has: the list's, and the question's own
 _UNUSED = 2
 # unusable images named when there are too many
 _NAMED = 20
@@ -58,7 +58,7 @@ class FaceIterator(mx.io.DataIter):
     epoch: the current one, from 0; `reset` moves to the next; batches_per_epoch: their number in every epoch; faults:
     position in `records` -> why that image cannot be used, of all met so far.
     Each batch has `index` (N,) int64, positions in `records`, and `mirrored` (N,) bool: unless they are augmented or
-    mixed these say all about its images. Its array is used again once nothing refers to it: to keep a part, copy it.
+    mixed these say all about its images. Its array is filled again once nothing refers to it: to keep a part, copy it.
 
     Raises InputError where `records` do not fill a batch; from `next`, where too many images are unusable, train.rec
     was written to since it was opened, or decoding processes die again and again.
@@ -104,7 +104,6 @@ class FaceIterator(mx.io.DataIter):
         self.faults: dict[int, str] = {}
         self._allowed = max_bad * count
         self._decoder: _Here | _Ahead | None = None
-        self._kept: list[mx.nd.NDArray] = []
 
     def reset(self) -> None:
         """Go to the start of the next epoch."""
@@ -124,14 +123,23 @@ class FaceIterator(mx.io.DataIter):
             of = self._records, self._subset, self._sampling, self._orders
             self._decoder = _Ahead(*of, self._workers) if self._workers else _Here(*of)
         try:
-            slot, ndarray, faults = self._decoder.take((self.epoch, self._batch))
+            number, faults = self._decoder.take((self.epoch, self._batch))
             self._records.file.check_unchanged()
             self._note(faults)
         except BaseException:
             self.close()
             raise
-        batch = self._as_batch(slot, ndarray)
-        self._decoder.give_back()
+        slot = self._decoder.shared.slots[number]
+        batch = mx.io.DataBatch(
+            data=[self._decoder.shared.give(number)],
+            label=[mx.nd.array(slot.identities)],
+            pad=0,
+            index=slot.positions.copy(),
+            provide_data=self.provide_data,
+            provide_label=self.provide_label,
+        )
+        batch.mirrored = slot.mirrored.copy()
+        self._decoder.go_on()
         self._batch += 1
         return batch
 
@@ -144,33 +152,7 @@ class FaceIterator(mx.io.DataIter):
     @property
     def pids(self) -> list[int]:
         """Return the processes that decode, if any."""
-        return self._decoder.pids if isinstance(self._decoder, _Ahead) else []
-
-    def _as_batch(self, slot: Slot, ndarray: mx.nd.NDArray) -> mx.io.DataBatch:
-        data = self._array()
-        # the one copy there is, uint8 to float32, by MXNet's threads
-        mx.nd.cast(ndarray, dtype="float32", out=data)
-        batch = mx.io.DataBatch(
-            data=[data],
-            label=[mx.nd.array(slot.identities)],
-            pad=0,
-            index=slot.positions.copy(),
-            provide_data=self.provide_data,
-            provide_label=self.provide_label,
-        )
-        batch.mirrored = slot.mirrored.copy()
-        data.wait_to_read()
-        return batch
-
-    def _array(self) -> mx.nd.NDArray:
-        """Return an array for a batch: one that no batch has any more, for fresh memory takes eight times as long."""
-        for number in range(len(self._kept)):
-            if sys.getrefcount(self._kept[number]) == _UNUSED:
-                return self._kept[number]
-        made = mx.nd.empty(self.provide_data[0].shape)
-        if len(self._kept) < _KEPT:
-            self._kept.append(made)
-        return made
+        return list(self._decoder.pids) if self._decoder else []
 
     def _note(self, faults: list[Fault]) -> None:
         """Log and count unusable images; raises InputError where there are more than allowed."""
@@ -211,26 +193,64 @@ class _Orders:
         return order if self._subset is None else self._subset[order]
 
 
+class _Shared:
+    """Slots that MXNet sees as they are: a batch is given out without a copy, its slot filled again once it is gone."""
+
+    def __init__(self, slots: list[Slot]) -> None:
+        self.slots = slots
+        # a view, for MXNet makes the array it is given read-only
+        self._ndarrays = [mx.nd.from_numpy(slot.data.view(), zero_copy=True) for slot in slots]
+        self._given: list[int] = []
+        self.free = list(range(len(slots)))
+
+    def give(self, number: int) -> mx.nd.NDArray:
+        """Return the data of a slot, or a copy where too many batches are held already."""
+        if len(self._given) == HELD:
+            self.free.append(number)
+            copy = self._ndarrays[number].copy()
+            copy.wait_to_read()
+            return copy
+        self._given.append(number)
+        return self._ndarrays[number]
+
+    def take_back(self) -> None:
+        """Free the slots of the batches that are gone."""
+        for number in self._given[:]:
+            if sys.getrefcount(self._ndarrays[number]) == _UNUSED:
+                # whatever MXNet was asked to do with it is done
+                mx.base.check_call(mx.base._LIB.MXNDArrayWaitToWrite(self._ndarrays[number].handle))
+                self._given.remove(number)
+                self.free.append(number)
+
+    def take_all_back(self) -> None:
+        """Free the slots that are not given out, whatever is in them."""
+        self.free = [number for number in range(len(self.slots)) if number not in self._given]
+
+
 class _Here:
     """Decodes in this process, when it is asked."""
+
+    pids: tuple[int, ...] = ()
 
     def __init__(self, records: FaceRecords, subset: np.ndarray | None, sampling: Sampling, orders: _Orders) -> None:
         self._records, self._subset, self._sampling, self._orders = records, subset, sampling, orders
         size = Slot.size(sampling.batch_size, records.image_size)
-        self._slot = Slot(memoryview(bytearray(size)), sampling.batch_size, records.image_size)
-        self._ndarray = _view_of(self._slot)
+        memory = [memoryview(bytearray(size)) for _ in range(HELD + 1)]
+        self.shared = _Shared([Slot(each, sampling.batch_size, records.image_size) for each in memory])
         # OpenCV's own threads would only take cores from training
         cv2.setNumThreads(1)
 
-    def take(self, place: tuple[int, int]) -> tuple[Slot, mx.nd.NDArray, list[Fault]]:
-        """Return the batch at `place` (epoch, number), its data as MXNet sees it, and what could not be used for it."""
-        epoch, number = place
-        self._slot.candidates[:] = self._sampling.candidates(self._orders(epoch), number, SPARE)
-        faults = fill(self._records, self._subset, self._sampling, epoch, self._slot, 0, self._sampling.batch_size)
-        return self._slot, self._ndarray, faults
+    def take(self, place: tuple[int, int]) -> tuple[int, list[Fault]]:
+        """Return the number of the slot with the batch at `place` (epoch, batch), and what could not be used for it."""
+        epoch, batch = place
+        self.shared.take_back()
+        number = self.shared.free.pop()
+        slot = self.shared.slots[number]
+        slot.candidates[:] = self._sampling.candidates(self._orders(epoch), batch, SPARE)
+        return number, fill(self._records, self._subset, self._sampling, epoch, slot, 0, self._sampling.batch_size)
 
-    def give_back(self) -> None:
-        """Do nothing: there is one slot."""
+    def go_on(self) -> None:
+        """Do nothing until the next batch is asked for."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -243,46 +263,36 @@ class _Ahead:
         self, records: FaceRecords, subset: np.ndarray | None, sampling: Sampling, orders: _Orders, workers: int
     ) -> None:
         self._sampling, self._orders = sampling, orders
-        self._pool = WorkerPool(records, subset, sampling, workers, _AHEAD)
-        self._ndarrays = [_view_of(slot) for slot in self._pool.slots]
-        self._free: list[int] = []
+        self._pool = WorkerPool(records, subset, sampling, workers, _AHEAD, HELD)
+        self.shared = _Shared(self._pool.slots)
         self._waiting: collections.deque[tuple[tuple[int, int], int]] = collections.deque()
-
-    def take(self, place: tuple[int, int]) -> tuple[Slot, mx.nd.NDArray, list[Fault]]:
-        """As `_Here.take`; the slot is as it is until `give_back`."""
-        if not self._waiting or self._waiting[0][0] != place:
-            self._pool.cancel()
-            self._waiting.clear()
-            self._free = list(range(len(self._pool.slots)))
-            self._next = place
-            self._submit()
-        _, slot = self._waiting[0]
-        return self._pool.slots[slot], self._ndarrays[slot], self._pool.wait(slot)
 
     @property
     def pids(self) -> list[int]:
         """Return the processes."""
         return self._pool.pids
 
-    def give_back(self) -> None:
-        """Have the slot that was taken filled with a later batch."""
-        self._free.append(self._waiting.popleft()[1])
-        self._submit()
+    def take(self, place: tuple[int, int]) -> tuple[int, list[Fault]]:
+        """As `_Here.take`."""
+        if not self._waiting or self._waiting[0][0] != place:
+            self._pool.cancel()
+            self._waiting.clear()
+            self.shared.take_all_back()
+            self._next = place
+        self.go_on()
+        _, number = self._waiting.popleft()
+        return number, self._pool.wait(number)
+
+    def go_on(self) -> None:
+        """Have the slots that are free filled with later batches."""
+        self.shared.take_back()
+        while self.shared.free:
+            number, (epoch, batch) = self.shared.free.pop(), self._next
+            self.shared.slots[number].candidates[:] = self._sampling.candidates(self._orders(epoch), batch, SPARE)
+            self._pool.submit(number, epoch)
+            self._waiting.append((self._next, number))
+            self._next = (epoch, batch + 1) if batch + 1 < self._sampling.batches else (epoch + 1, 0)
 
     def close(self) -> None:
         """End the processes."""
         self._pool.close()
-
-    def _submit(self) -> None:
-        while self._free:
-            slot, (epoch, number) = self._free.pop(), self._next
-            self._pool.slots[slot].candidates[:] = self._sampling.candidates(self._orders(epoch), number, SPARE)
-            self._pool.submit(slot, epoch)
-            self._waiting.append((self._next, slot))
-            self._next = (epoch, number + 1) if number + 1 < self._sampling.batches else (epoch + 1, 0)
-
-
-def _view_of(slot: Slot) -> mx.nd.NDArray:
-    """Return the data of `slot` as MXNet sees it: the same memory."""
-    # a view, for MXNet makes the array it is given read-only
-    return mx.nd.from_numpy(slot.data.view(), zero_copy=True)

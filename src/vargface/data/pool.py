@@ -47,17 +47,19 @@ _PATIENCE = 5.0
 class WorkerPool:
     """Decodes batches in `workers` processes, into `slots`; used by one thread of the process that made it.
 
+    ahead, held: the slots that are to be filled meanwhile, and those that the caller may keep.
+
     Raises InputError and what else a process met from `wait`, InputError where processes die again and again.
     """
 
     def __init__(
-        self, records: Records, subset: np.ndarray | None, sampling: Sampling, workers: int, ahead: int
+        self, records: Records, subset: np.ndarray | None, sampling: Sampling, workers: int, ahead: int, held: int
     ) -> None:
         self._workers, self._owner = workers, os.getpid()
         size = Slot.size(sampling.batch_size, records.image_size)
         rows = max(1, min(_ROWS, -(-sampling.batch_size // workers)))
         # enough batches for every process to have its next task waiting
-        count = max(ahead, -(-2 * workers * rows // sampling.batch_size)) + 1
+        count = max(ahead, -(-2 * workers * rows // sampling.batch_size)) + held
         self._rows = max(rows, -(-sampling.batch_size * count // _TASKS))
         arrays = [records.image_keys, records.offsets, *([] if subset is None else [subset])]
         index = _memory("vargface-index", sum(array.nbytes for array in arrays))

@@ -32,8 +32,8 @@ class Fault(NamedTuple):
 class Slot:
     """The arrays of one batch of N images in `buffer`.
 
-    data (N, 3, H, W) uint8, RGB; identities (N,) float32; positions (N,) int64; mirrored (N,) bool; and, what it is
-    made of, candidates (N + SPARE,) int64.
+    data (N, 3, H, W) float32, RGB, 0..255; identities (N,) float32; positions (N,) int64; mirrored (N,) bool; and, what
+    it is made of, candidates (N + SPARE,) int64.
     """
 
     def __init__(self, buffer: memoryview, batch_size: int, image_size: tuple[int, int]) -> None:
@@ -50,13 +50,13 @@ class Slot:
         self.candidates = array("i8", batch_size + SPARE)
         self.positions = array("i8", batch_size)
         self.identities = array("f4", batch_size)
-        self.data = array("u1", batch_size, 3, *image_size)
+        self.data = array("f4", batch_size, 3, *image_size)
         self.mirrored = array("?", batch_size)
 
     @staticmethod
     def size(batch_size: int, image_size: tuple[int, int]) -> int:
         """Return the bytes of a slot, a whole number of memory pages."""
-        size = 8 * (batch_size + SPARE) + batch_size * (8 + 4 + 3 * image_size[0] * image_size[1] + 1)
+        size = 8 * (batch_size + SPARE) + batch_size * (8 + 4 + 4 * 3 * image_size[0] * image_size[1] + 1)
         return size + -size % 4096
 
 
