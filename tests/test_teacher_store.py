@@ -18,8 +18,9 @@ import tiny
 from vargface.cli import main
 from vargface.data.iterator import FaceIterator
 from vargface.data.recordio import pack, part_bytes
-from vargface.data.records import FaceRecords, RecordWriter
+from vargface.data.records import FaceRecords
 from vargface.data.samples import face_at
+from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
 from vargface.runtime import mx
 from vargface.teachers import store, writer
