@@ -7,7 +7,7 @@ import tiny
 
 from vargface import demo
 from vargface.cli import main
-from vargface.training import fit, plan
+from vargface.training import plan
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_the_whole_job_runs_once(run, tmp_path, capsys, monkeypatch):
     def never(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(fit, "_Generation", never)
+    monkeypatch.setattr("vargface.training.fit.Generation", never)
     assert run() == 0
     assert capsys.readouterr().out == table
 

@@ -96,7 +96,9 @@ class Board:
         """Write name -> value at `step`. Raises InputError where there is no space or no permission."""
         try:
             if self._writer is None:
-                self._writer = SummaryWriter(str(self._folder), purge_step=self._after + 1)
+                first = self._after + 1
+                # its file is named by the second, in which a run may have been stopped and gone on with
+                self._writer = SummaryWriter(str(self._folder), purge_step=first, filename_suffix=f".{first:08d}")
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
         except OSError as error:
