@@ -160,3 +160,30 @@ def test_the_real_checkpoint_fails_without_the_rewriting(real_faces):
     network = FrozenNetwork(load_checkpoint(model), batch_size=1)
     for _ in range(3):
         assert_close(network(np.ones((1, 3, 112, 112), np.uint8)), native)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_prelu_behind_a_dense_layer(last):
+    """Old checkpoints have one; MKLDNN must not put a part of it into that layer."""
+    data = mx.sym.Pooling(mx.sym.Variable("data"), kernel=(16, 16), stride=(16, 16), pool_type="avg", name="coarse")
+    dense = mx.sym.FullyConnected(mx.sym.Flatten(data), num_hidden=SIZE, name="fc1" if last else "fc0")
+    symbol = mx.sym.LeakyReLU(dense, act_type="prelu", name="act" if not last else "fc1_act")
+    if not last:
+        symbol = mx.sym.FullyConnected(symbol, num_hidden=SIZE, name="fc1")
+    random = np.random.default_rng(0)
+    args = {
+        name: mx.nd.array(random.normal(size=shape) * 0.1)
+        for name, shape in zip(symbol.list_arguments(), symbol.infer_shape(data=(1, 3, 112, 112))[0])
+        if name != "data"
+    }
+    images = random.integers(0, 256, (3, 3, 112, 112), np.uint8)
+    coarse = images.reshape(3, 3, 7, 16, 7, 16).mean(axis=(3, 5)).reshape(3, -1)
+    names = [name for name in ("fc0", "fc1") if f"{name}_weight" in args]
+    due = coarse @ args[f"{names[0]}_weight"].asnumpy().T + args[f"{names[0]}_bias"].asnumpy()
+    (slope,) = (value.asnumpy() for name, value in args.items() if name.endswith("gamma"))
+    due = np.maximum(due, 0) + slope * np.minimum(due, 0)
+    if not last:
+        due = due @ args["fc1_weight"].asnumpy().T + args["fc1_bias"].asnumpy()
+    network = FrozenNetwork(Checkpoint(symbol, args, {}, "dense"), batch_size=2)
+    for _ in range(2):
+        assert_close(network(images), due)

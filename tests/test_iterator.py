@@ -515,8 +515,7 @@ def test_killed_processes_are_started_anew_and_nothing_is_lost_or_repeated(itera
     iterator.seek(0)
     assert [snapshot(batch) for batch in iterator] == expected
     assert found == expected[:3]
-    if how_many == 2:
-        assert "was killed by SIGKILL" in caplog.text
+    assert "was killed by SIGKILL" in caplog.text
 
 
 def test_a_stuck_process_is_started_anew(iterate, monkeypatch, caplog):
@@ -623,3 +622,20 @@ def test_real_mini_epoch(real_faces, iterate):
     red, green, blue = data[:, :, 40:80, 40:70].mean(axis=(0, 2, 3))
     assert red > green > blue
     assert iterator.batches_per_epoch == 10_598 // 64
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_claims_an_absurd_size_is_skipped(tmp_path, iterate, workers):
+    """OpenCV raises an error of its own for it."""
+    images = [encoded(number) for number in range(40)]
+    start = images[7].index(b"\xff\xc0")
+    images[7] = images[7][: start + 5] + struct.pack(">HH", 65000, 65000) + images[7][start + 9 :]
+    iterator = iterate(5, records=write(tmp_path, images), max_bad=0.1, workers=workers)
+    list(iterator)
+    assert list(iterator.faults) == [7]
+
+
+def test_processes_import_nothing_from_the_folder_that_training_is_started_in(tmp_path, iterate, monkeypatch):
+    (tmp_path / "cv2.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(iterate(5, workers=1))) == 5

@@ -206,6 +206,40 @@ def test_a_stopped_scan_goes_on_and_gives_the_same(tmp_path, monkeypatch):
     assert finish(again).as_dict() == finish(whole).as_dict()
 
 
+def test_a_unit_that_is_interrupted_while_it_is_added_is_not_saved(tmp_path, monkeypatch):
+    """It is not done: saved with its pairs it would be counted twice."""
+    from vargface.commands.lfr import _saved
+
+    monkeypatch.setattr(pairs, "TILE", 100)
+    plan = make_plan(*files(tmp_path, *faces()), fprs=FPRS, headline="1e-2", kept=500)
+    due = Part.empty(plan)
+    run(due)
+    part, added = Part.empty(plan), []
+    whole = Part.add
+
+    def add(self, found):
+        whole(self, found)
+        added.append(1)
+        if len(added) == 3:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "state.npz"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), _saved(part, path) as save:
+        patch.setattr(Part, "add", add)
+        run(part, on_unit=lambda pairs: save())
+    with np.load(path) as arrays:
+        again = Part.of(dict(arrays))
+    run(again)
+    assert {**finish(again).as_dict(), "seconds": 0} == {**finish(due).as_dict(), "seconds": 0}
+
+
+def test_one_other_row_is_another_scan(tmp_path):
+    rows, labels = faces(rows=9000)
+    first = make_plan(*files(tmp_path, rows, labels), headline="1e-4")
+    rows[4321] = -rows[4321]
+    assert not make_plan(*files(tmp_path, rows, labels), headline="1e-4").agrees(first)
+
+
 def test_what_is_kept_stays_small(tmp_path, monkeypatch):
     """The level rises with what is found, so that nothing grows with the number of pairs."""
     monkeypatch.setattr(pairs, "TILE", 32)

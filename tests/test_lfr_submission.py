@@ -107,13 +107,27 @@ def test_a_run_that_was_killed_goes_on_from_what_was_saved(job, tmp_path, monkey
 def test_another_model_or_filelist_is_not_gone_on_with(job):
     with pytest.raises(KeyboardInterrupt):
         submit(job, Embed(4), read_image)
-    for other in (dataclasses.replace(job, model="another"), dataclasses.replace(job, on_error="zero")):
-        with pytest.raises(InputError, match=r"feat.bin.partial: was begun with another model, filelist or option"):
-            submit(other, Embed(), read_image)
+    with pytest.raises(InputError, match=r"feat.bin.partial: was begun with another model, filelist or option"):
+        submit(dataclasses.replace(job, model="another"), Embed(), read_image)
     with open(job.folder / "filelist.txt", "a") as file:
         file.write("3.jpg\n")
     with pytest.raises(InputError, match=r"was begun with another"):
         submit(job, Embed(), read_image)
+
+
+def test_a_folder_where_the_file_should_be_is_told_at_once(job):
+    job.out.mkdir()
+    embed = Embed()
+    with pytest.raises(InputError, match=r"feat.bin: is a folder - give the file to write"):
+        submit(job, embed, read_image)
+
+
+def test_who_stopped_at_a_bad_image_can_go_on_with_zeros(job):
+    (job.folder / "6.jpg").unlink()
+    with pytest.raises(InputError, match=r"6.jpg"):
+        submit(job, Embed(), read_image)
+    submit(dataclasses.replace(job, on_error="zero"), Embed(), read_image)
+    assert job.out.exists()
 
 
 def test_an_image_that_cannot_be_read_stops_with_its_name(job):

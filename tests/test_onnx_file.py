@@ -144,6 +144,9 @@ def test_int8_is_near_the_float_network_and_smaller(tmp_path, data, capsys):
     cosines = (ours * exact).sum(1)
     assert np.median(cosines) > 0.98
     assert cosines.min() > 0.7
+    # where insightface looks for a file's own preprocessing
+    first = [node.op_type for node in onnx.load(str(tmp_path / "int8.onnx")).graph.node[:8]]
+    assert first[:2] == ["Sub", "Mul"]
     types = {array.data_type for array in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}
     assert onnx.TensorProto.INT8 in types
 

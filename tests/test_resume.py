@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from vargface.checkpoint import load_checkpoint
 from vargface.errors import InputError
+from vargface.training import plan
 from vargface.training.fit import train
 from vargface.training.generation import Generation
 from vargface.training.interrupt import Terminated, interrupt_after_step
@@ -28,6 +29,12 @@ def optimizer_state(folder: RunFolder) -> list[np.ndarray]:
     found = pickle.loads(folder.load_state()[2])
     flat = (entry if isinstance(entry, tuple) else (entry,) for _, entry in sorted(found.items()))
     return [array.asnumpy() for arrays in flat for array in arrays]
+
+
+@pytest.fixture
+def without_norm(make, monkeypatch):
+    """A network in which no sample of a batch sees another."""
+    monkeypatch.setattr(plan, "network_symbol", lambda recipe: tiny.network(norm=False))
 
 
 def interrupt(monkeypatch, at: int, generation: int = 1) -> None:
@@ -258,6 +265,30 @@ def test_a_key_that_may_change_changes_from_the_saved_state_on(make, monkeypatch
     noted = json.loads((folder.path / "recipe.json").read_text())
     assert noted["lr"] == 0.001 and noted["changed"] == [{"lr": [0.02, 0.001]}]
     assert train(make(**keys, lr=0.001))[0].result == folder.result
+
+
+@pytest.mark.parametrize("contexts", [("cpu", "cpu(0),cpu(1)"), ("cpu(0),cpu(1)", "cpu")])
+def test_another_number_of_devices_goes_on_with_the_momentum(make, without_norm, monkeypatch, tmp_path, contexts):
+    """In a network without batch norm the number of devices changes nothing but rounding."""
+    keys = {"steps": 8, "save_every": 4, "lr": 0.05}
+    (straight,) = train(make(**keys, context="cpu", out=tmp_path / "straight"))
+    interrupt(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(**keys, context=contexts[0]))
+    (folder,) = train(make(**keys, context=contexts[1]))
+    one, other = tiny.state(folder), tiny.state(straight)
+    for name in other:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    momenta, due = ({k: v for k, v in pickle.loads(run.load_state()[2]).items()} for run in (folder, straight))
+    assert len(momenta) == len(due)
+
+
+def test_fewer_steps_than_were_gone_are_refused(make, monkeypatch):
+    interrupt(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(steps=8, save_every=1, verify_every=8))
+    with pytest.raises(InputError, match="steps = 4, and the run is at step 5 - give as many or more"):
+        train(make(steps=4, save_every=1, verify_every=8, may_change="steps"))
 
 
 @pytest.mark.parametrize("keys", [{"multiplier": 1.0}, {"optimizer": "adam"}])

@@ -132,6 +132,27 @@ def test_a_step_left_out_is_as_if_its_batch_had_not_been(make, monkeypatch, tmp_
     tiny.equal(tiny.state(after), tiny.state(before))
 
 
+def test_a_run_resumed_behind_a_step_left_out_is_the_straight_one(make, monkeypatch, tmp_path):
+    """A step left out is no update: neither the rate nor the optimiser has gone on, also not for who resumes."""
+    poison(monkeypatch, {2})
+    keys = {"steps": 8, "skip_steps": 3, "save_every": 4, "log_every": 1, "optimizer": "adam", "lr": 0.01}
+    (straight,) = train(make(**keys, out=tmp_path / "straight"))
+    whole = Generation._train_step
+
+    def stop(self, means):
+        if self._step == 6:
+            raise KeyboardInterrupt
+        whole(self, means)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Generation, "_train_step", stop)
+        train(make(**keys))
+    (resumed,) = train(make(**keys))
+    tiny.equal(tiny.state(resumed), tiny.state(straight))
+    rates = [[row["lr"] for row in tiny.rows(run.path / "log.csv")] for run in (straight, resumed)]
+    assert rates[0] == rates[1]
+
+
 def test_a_rate_far_too_high_is_named(make, tmp_path):
     with pytest.raises(InputError, match="diverged - lower lr"):
         train(make(steps=8, lr=1e30, schedule="step", warmup_steps=0))

@@ -47,6 +47,7 @@ class Part:
     above: np.ndarray
     inside: list[np.ndarray]
     seconds: float = 0.0
+    whole: bool = True  # False while a unit is being added
 
     @classmethod
     def empty(cls, plan: Plan, index: int = 1, parts: int = 1) -> Part:
@@ -138,8 +139,11 @@ def run(
             yield Task(plan.features, plan.labels, *bounds[unit], plan.windows, plan.keep, level, plan.slack, TOO_MANY)
 
     for unit, found in zip(todo, mapped(scan, tasks())):
+        # whatever interrupts this: what is found of a unit that is not done would be found again
+        part.whole = False
         part.add(found)
         part.done[unit] = True
+        part.whole = True
         if on_unit is not None:
             on_unit(part.pairs([unit]))
 

@@ -110,7 +110,8 @@ class _Progress:
 
 
 def _identity(job: Submission, names: Sequence[str]) -> str:
-    about = [job.model, job.dimensions, job.video, job.on_error, job.batch_size, list(names)]
+    # not on_error: rows done under "stop" are those of "zero"
+    about = [job.model, job.dimensions, job.video, job.batch_size, list(names)]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
@@ -203,6 +204,8 @@ def submit(
     """
     names = read_filelist(job.folder, job.video)
     size = HEADER.size + 4 * len(names) * job.dimensions
+    if Path(job.out).is_dir():  # said now, not when the file is to take its name, hours later
+        raise InputError(f"{job.out}: is a folder - give the file to write")
     with locked_folder(f"{job.out}.partial") as folder:
         progress = _Progress.load(folder, _identity(job, names))
         path = folder / "features"

@@ -90,7 +90,7 @@ def training_form(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
 
 def inference_form(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     """Return `symbol` computing the same, safe to run more than once on CPU, and its PReLUs in a form twice as fast."""
-    return rewrite(symbol, [_prelu, _flat_dense])
+    return rewrite(symbol, [_image_prelu, _flat_dense])
 
 
 def _shapes(symbol: mx.sym.Symbol, image_size: tuple[int, int]) -> dict[str, Shape]:
@@ -128,6 +128,14 @@ def _prelu(place: Place, write: Writer) -> Entry | None:
     positive = write("Activation", f"{name}_relu", [data], act_type="relu")
     whole = write(product, f"{name}_whole", [data, below], **options)
     return write("elemwise_add", name, [whole, write(product, f"{name}_rest", [positive, above], **options)])
+
+
+def _image_prelu(place: Place, write: Writer) -> Entry | None:
+    """PReLU as `_prelu` has it, on images alone: forward the native one is right.
+
+    Behind a dense layer MKLDNN would put the ReLU into that layer, whose output the other product needs as it was.
+    """
+    return _prelu(place, write) if len(place.shapes[0]) == 4 else None
 
 
 def _global_average(place: Place, write: Writer) -> Entry | None:

@@ -296,6 +296,8 @@ def _saved(part: Any, path: Path) -> Iterator[Callable[[], None]]:
     before = part.seconds
 
     def write() -> None:
+        if not part.whole:  # interrupted between a unit's pairs and its being done: the state before it stays
+            return
         part.seconds = before + time.monotonic() - begun
         with whole_file(path) as file:
             np.savez(file, **part.arrays())

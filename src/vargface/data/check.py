@@ -181,7 +181,9 @@ class _Check:
         if slack:
             offsets = dict(zip(rows["key"].tolist(), rows["offset"].tolist()))
             last = max(offsets, default=last - 1) + 1
-            first = first_without_image(first, last, lambda key: bool(self._file.read(key, offsets[key])[1]))
+            first = first_without_image(
+                first, last, lambda key: key in offsets and bool(self._file.read(key, offsets[key])[1])
+            )
         rows = rows[(rows["key"] >= first) & (rows["key"] < last)]
         ranges = [self._identity_range(int(row["key"]), int(row["offset"])) for row in rows]
         starts, ends = [start for start, _ in ranges], [end for _, end in ranges]

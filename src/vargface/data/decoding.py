@@ -16,7 +16,10 @@ def decode(encoded: bytes) -> np.ndarray:
     Raises ValueError, its text the reason, where it is none, or a JPEG that is cut short: OpenCV would fill up what is
     missing, and say nothing.
     """
-    image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR) if encoded else None
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR) if encoded else None
+    except (cv2.error, MemoryError):  # damage may make it claim any size
+        image = None
     if image is None:
         raise ValueError(f"is not an image that can be decoded ({len(encoded)} bytes)")
     if cut_short(encoded):

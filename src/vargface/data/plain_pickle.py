@@ -148,16 +148,19 @@ def load_plain(path: str | Path) -> tuple[Any, StringsInFile]:
     with open(path, "rb", buffering=1 << 16) as file:
         try:
             return _Machine(file, strings).run(), strings
-        except (IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
+        except (IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
             # too little on the stack, or something else than the instruction works on
             raise ValueError("its instructions make no sense") from error
 
 
 def _of_literal(line: bytes) -> bytes:
     try:
-        return ast.literal_eval("b" + line.strip().decode("ascii"))
-    except (SyntaxError, UnicodeDecodeError) as error:
+        found = ast.literal_eval("b" + line.strip().decode("ascii"))
+    except (SyntaxError, UnicodeDecodeError, MemoryError, RecursionError) as error:
         raise ValueError("a text line is no string") from error
+    if not isinstance(found, bytes):
+        raise ValueError("a text line is no string")
+    return found
 
 
 def _latin(text: str) -> bytes:

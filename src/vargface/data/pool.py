@@ -40,6 +40,13 @@ _ROWS, _TASKS = 64, 256
 _LOOK, _STUCK = 0.2, 120.0
 # deaths in a row, with no task done between them, after which it is no accident
 _DEATHS = 3
+# without the folder that the trainer was started in, which `-m` and `-c` look for modules in first
+_PROGRAM = """
+import sys
+sys.path[:] = [path for path in sys.path if path]
+import runpy
+runpy.run_module("vargface.data.worker", run_name="__main__")
+"""
 # seconds until a killed process is given up
 _PATIENCE = 5.0
 
@@ -116,6 +123,9 @@ class WorkerPool:
     def _complete(self, slot: int) -> None:
         if os.getpid() != self._owner:
             raise RuntimeError("no decoding processes: make the iterator in the process it is used in")
+        # also one that had nothing to do: the others would go on alone, more slowly, and nobody would know
+        if any(process.poll() is not None for process in self._processes):
+            self._again([process for process in self._processes if process.poll() is not None])
         heard = time.monotonic()
         while self._missing[slot]:
             try:
@@ -189,7 +199,7 @@ class WorkerPool:
         self._end = weakref.finalize(self, _end, self._near, self._far, self._processes)
         for _ in range(self._workers):
             process = subprocess.Popen(
-                [sys.executable, "-m", "vargface.data.worker", setting],
+                [sys.executable, "-c", _PROGRAM, setting],
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 pass_fds=(self._far.fileno(), *self._inherited),
@@ -209,7 +219,12 @@ def _memory(name: str, size: int) -> int:
 
 
 def _how(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-code}"
 
 
 def _end(near: socket.socket, far: socket.socket, processes: list[subprocess.Popen]) -> None:

@@ -13,6 +13,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from vargface.deploy.embedder import Face, find_faces
 from vargface.deploy.network import INPUT, Network
 from vargface.deploy.onnx_file import export_onnx, require
 from vargface.files import whole_file
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["calibration_faces", "export_int8"]
 
@@ -70,6 +74,7 @@ def export_int8(
     """
     require("onnx")
     require("onnxruntime")
+    import onnx
     from onnxruntime import quantization
 
     class Faces(quantization.CalibrationDataReader):
@@ -100,8 +105,24 @@ def export_int8(
             calibrate_method=quantization.CalibrationMethod.MinMax,
             extra_options={"CalibMovingAverage": True},
         )
+        model = onnx.load(str(int8_file))
+        _preprocessing_first(model.graph)
+        onnx.checker.check_model(model)
         with whole_file(path) as file:
-            file.write(int8_file.read_bytes())
+            file.write(model.SerializeToString())
+
+
+def _preprocessing_first(graph: onnx.GraphProto) -> None:
+    """Put the subtraction and the multiplication of the input before all other nodes of `graph`.
+
+    Among the first eight is where `insightface` looks for them; without them it would normalise the input again.
+    """
+    nodes = list(graph.node)
+    (subtraction,) = (node for node in nodes if node.op_type == "Sub" and INPUT in node.input)
+    (product,) = (node for node in nodes if node.op_type == "Mul" and subtraction.output[0] in node.input)
+    first = [subtraction, product]
+    del graph.node[:]
+    graph.node.extend([*first, *(node for node in nodes if node not in first)])
 
 
 @contextlib.contextmanager

@@ -130,7 +130,12 @@ def _embedded(teacher: str, data: str, context: str, positions: range) -> np.nda
     """Return (n, 2, D) float16, unit norm, both views of the images at `positions`; in a worker."""
     network, records = _opened(teacher, data, context)
     images = np.stack([face_at(records, position)[1][:, :, ::-1].transpose(2, 0, 1) for position in positions])
-    views = [unit(network(view)) for view in (images, images[:, :, :, ::-1])]
+    raw = [network(view) for view in (images, images[:, :, :, ::-1])]
+    finite = np.isfinite(raw).all(axis=(0, 2))
+    if not finite.all():
+        name = records.name(positions[int(np.argmin(finite))])
+        raise InputError(f"{teacher}: its embedding of {name} is not finite - the teacher is damaged or diverged")
+    views = [unit(view) for view in raw]
     return np.stack(views, axis=1).astype(store.DTYPE)
 
 

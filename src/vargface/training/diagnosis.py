@@ -81,7 +81,7 @@ def _causes(found: dict[str, Any], values: dict[str, float], recipe: EasyDict) -
     elif found["where"] == "gradient":
         causes.append(f"the gradient of {found['first_gradient']} overflowed, every layer's output being finite")
     norm = values.get("embedding_norm", 0.0)
-    if not norm < 20 * np.sqrt(recipe.embedding_size):
+    if np.isfinite(norm) and norm > 20 * np.sqrt(recipe.embedding_size):
         causes.append(f"embeddings have grown to a norm of {norm:.3g}: more weight decay (wd) or a lower lr")
     if found["step"] <= max(1000, 2 * recipe.warmup_steps):
         causes.append(f"the start, at warmup_steps = {recipe.warmup_steps}: warm up for longer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pickle
 import time
 import warnings
 from typing import Any
@@ -191,13 +192,34 @@ class Generation:
 
     def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
         self._step, self._number, self._verified = place["step"], place["number"], place["verified"]
-        self._skipped = place.get("skipped", 0)  # younger than the other three
+        # these two are younger than the other three
+        self._skipped, updates = place.get("skipped", 0), place.get("updates", place["step"])
+        if self._step > self._recipe.steps:
+            raise InputError(
+                f"{self._folder.path}: steps = {self._recipe.steps}, and the run is at step {self._step} - give as "
+                "many or more"
+            )
         if self._folder.has(place["best"]["number"]):  # else: behind a damaged state, whose best took its place
             self._best = place["best"]
-        self._updater.set_states(optimizer)
-        self.module._optimizer.begin_num_update = self.module._optimizer.num_update = self._step
+        packs = {pack.name for pack in self._packs}
+        if self._best["packs"] and set(self._best["packs"]) != packs:
+            logger.warning("%s: verified on other packs than before, the best is chosen anew", self._folder.path)
+            self._best = {"number": 0, "score": -1.0, "packs": {}}
+        self._updater.set_states(self._states_of_these_devices(optimizer))
+        # steps that were left out are no updates: the rate has not gone on with them
+        self.module._optimizer.begin_num_update = self.module._optimizer.num_update = updates
         self._faces.seek(*divmod(self._step, self._faces.batches_per_epoch))
         logger.info("%s: resumed at step %d", self._folder.path, self._step)
+
+    def _states_of_these_devices(self, optimizer: bytes) -> bytes:
+        """Return the optimiser's saved states under the keys of this module.
+
+        One device knows parameters by number, the store of several by name; a run may go on with more or fewer.
+        """
+        states, names = pickle.loads(optimizer), self.module._param_names
+        by_name = {names[key] if isinstance(key, int) else key: value for key, value in states.items()}
+        numbered = self.module._updater is not None
+        return pickle.dumps({names.index(name) if numbered else name: value for name, value in by_name.items()})
 
     def _train_step(self, means: Means) -> None:
         batch = self._next_batch()
@@ -233,8 +255,8 @@ class Generation:
         )
         if self._skipped > self._recipe.skip_steps:
             raise InputError(
-                f"{what}: diverged - lower lr, or a longer warmup_steps; {path} says more, the same command goes on "
-                "from the last saved state"
+                f"{what}: diverged - lower lr, or a longer warmup_steps (may_change=lr where a state was saved); "
+                f"{path} says more"
             )
         logger.warning("%s: left out, the %d. of at most %d", what, self._skipped, self._recipe.skip_steps)
 
@@ -294,6 +316,7 @@ class Generation:
             "best": self._best,
             "verified": self._verified,
             "skipped": self._skipped,
+            "updates": self.module._optimizer.num_update,
         }
 
 

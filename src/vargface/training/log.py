@@ -100,7 +100,8 @@ class Board:
                 # its file is named by the second, in which a run may have been stopped and gone on with
                 self._writer = SummaryWriter(str(self._folder), purge_step=first, filename_suffix=f".{first:08d}")
             for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+                if math.isfinite(value):  # TensorBoard has no other, and says so on the terminal
+                    self._writer.add_scalar(name, value, step)
         except OSError as error:
             raise InputError(
                 f"{self._folder}: cannot write ({error.strerror}) - free space or choose another out"

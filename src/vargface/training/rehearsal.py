@@ -20,7 +20,7 @@ from vargface.runtime import mx
 from vargface.training.generation import VERIFY_BATCH, Generation, faces_of
 from vargface.training.plan import Plan, make_plan
 from vargface.training.run_folder import RunFolder
-from vargface.training.space import space_of
+from vargface.training.space import check_space, space_of
 from vargface.training.teacher import labels_of
 
 __all__ = ["rehearse", "time_input"]
@@ -34,9 +34,11 @@ INPUT_SECONDS = 5.0
 def rehearse(recipe: EasyDict) -> str:
     """Go some steps of `recipe` as training would, writing nothing that stays; return what a run takes, as lines.
 
-    Raises InputError for everything that `train` would refuse before it begins.
+    Raises InputError for everything that `train` would refuse before it begins, but what is in `out` already.
     """
     plan = make_plan(recipe)
+    if recipe.out:
+        check_space(plan)
     with tempfile.TemporaryDirectory() as scratch:
         teacher = labels_of(plan.teacher, recipe, len(plan.records), plan.devices[0])
         generation = Generation(plan, RunFolder(Path(scratch) / "run", recipe), teacher, 1)

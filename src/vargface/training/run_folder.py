@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Set
@@ -111,7 +112,9 @@ class RunFolder:
                 f"{self.path}: holds a run of another recipe ({', '.join([*differing, *others])} differ) - choose "
                 f"another out{hint}"
             )
-        if allowed and self.result is None:
+        if allowed and self.result is not None:
+            logger.warning("%s: finished, %s stay as they were", self.path, ", ".join(allowed))
+        elif allowed:
             for key in allowed:
                 logger.warning("%s: %s was %s, is %s from here on", self.path, key, changed[key], recipe[key])
             self._write_recipe(
@@ -177,6 +180,8 @@ class RunFolder:
     def save_state(self, state: dict[str, Any], params: tuple[Params, Params], optimizer: bytes) -> None:
         """Write what training goes on from; the state before it is kept until this one is whole."""
         folder = make_folder(self.path / "state")
+        for left in [*folder.glob(".*.tmp"), *self.path.glob(".*.tmp")]:  # by a kill while writing
+            left.unlink()
         stem = folder / f"{state['step']:08d}"
         write_params(stem.with_suffix(".params"), tagged(*params))
         with whole_file(stem.with_suffix(".optimizer")) as file:
@@ -239,8 +244,9 @@ def best_of(path: Path) -> tuple[int, dict[str, Any]]:
     if result is not None:
         return result["best"], result["packs"]
     for file in sorted(path.glob("state/*.json"), reverse=True):
-        best = (read_json(file) or {}).get("best", {})
-        return best.get("number", 0), best.get("packs", {})
+        with contextlib.suppress(InputError):  # a damaged one: training would go on from the one before it
+            best = (read_json(file) or {}).get("best", {})
+            return best.get("number", 0), best.get("packs", {})
     return 0, {}
 
 
