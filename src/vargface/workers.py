@@ -53,6 +53,9 @@ def in_order(
         # not cancelled: a pool complains of what it finds cancelled when its workers end just then
         for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()
+        # one may have been ended in the middle of a result, of whose rest the pool would wait for ever: without this
+        # end of the pipe, it comes to its end with the workers
+        pool._result_queue._writer.close()
         raise
     finally:
         pool.shutdown()
