@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import json
 import logging
 import re
@@ -299,8 +300,11 @@ def _saved(part: Any, path: Path) -> Iterator[Callable[[], None]]:
         if not part.whole:  # interrupted between a unit's pairs and its being done: the state before it stays
             return
         part.seconds = before + time.monotonic() - begun
+        # in memory first: interrupted in its file, the archive complains when it finds that closed
+        archive = io.BytesIO()
+        np.savez(archive, **part.arrays())
         with whole_file(path) as file:
-            np.savez(file, **part.arrays())
+            file.write(archive.getbuffer())
 
     def save() -> None:
         nonlocal saved
