@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from training_step import Worker, answer
+from training_step import Worker, answer, taking_turns
 
 if TYPE_CHECKING:
     from vargface.runtime import mx
@@ -166,12 +166,7 @@ def main() -> None:
             "--way",
         ]
         workers = {way: Worker([*command, way], environment) for way in options.ways}
-        seconds: dict[str, list[float]] = {way: [] for way in workers}
-        for _ in range(options.rounds):
-            for way, worker in workers.items():
-                seconds[way].append(worker())
-        for worker in workers.values():
-            worker.close()
+        seconds = taking_turns(workers, options.rounds)
     medians = {way: statistics.median(times) for way, times in seconds.items()}
     first = medians[options.ways[0]]
     settings = f"batch {options.batch}, {options.threads} threads, {options.clock} time"

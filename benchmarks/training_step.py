@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +132,17 @@ class Worker:
         return self._process.stdout.readline().strip()
 
 
+def taking_turns(workers: Mapping[str, Worker], rounds: int) -> dict[str, list[float]]:
+    """Return way -> the seconds of each of `rounds` steps, all ways taking turns; the workers end."""
+    seconds: dict[str, list[float]] = {way: [] for way in workers}
+    for _ in range(rounds):
+        for way, worker in workers.items():
+            seconds[way].append(worker())
+    for worker in workers.values():
+        worker.close()
+    return seconds
+
+
 def workers(batch: int, threads: int, torch: str | None, folder: Path) -> dict[str, Worker]:
     """Return way -> its process, warmed up."""
     theirs = ("MXNET_", "DNNL_", "OMP_", "MKL_")
@@ -177,13 +188,7 @@ def main() -> None:
     print(f"{'batch':>5}  {'way':<28}  {'img/s':>6}  ratio")
     for batch in options.batch:
         with tempfile.TemporaryDirectory() as folder:
-            ways = workers(batch, options.threads, options.torch, Path(folder))
-            seconds: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(options.rounds):
-                for way, worker in ways.items():
-                    seconds[way].append(worker())
-            for worker in ways.values():
-                worker.close()
+            seconds = taking_turns(workers(batch, options.threads, options.torch, Path(folder)), options.rounds)
         medians = {way: statistics.median(times) for way, times in seconds.items()}
         first = next(iter(medians.values()))
         for way, median in medians.items():

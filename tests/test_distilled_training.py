@@ -101,7 +101,8 @@ def test_what_is_distilled_of_an_augmented_face_is_what_the_recipe_says(make, te
     recipe = make(teacher=teacher, teacher_store=stored, augment=1.0, teacher_view=view, steps=2)
     train(recipe)
     from vargface.data.records import FaceRecords
-    from vargface.teachers.models import TeacherModels, teacher_digest, unit
+    from vargface.inference import unit
+    from vargface.teachers.models import TeacherModels, teacher_digest
 
     store = TeacherStore(stored, FaceRecords(recipe.data), teacher_digest(teacher))
     network = TeacherModels(teacher).network(4, mx.cpu())

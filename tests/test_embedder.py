@@ -14,10 +14,10 @@ from vargface.cli import main
 from vargface.data.packs import read_pack
 from vargface.deploy import embedder as module
 from vargface.deploy.alignment import TEMPLATE
-from vargface.deploy.embedder import BATCH_SIZE, Embedder, find_faces, unit
+from vargface.deploy.embedder import BATCH_SIZE, Embedder, find_faces
 from vargface.errors import InputError
 from vargface.eval.verification import verify_pack
-from vargface.inference import FrozenNetwork
+from vargface.inference import FrozenNetwork, unit
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ import pytest
 import tiny
 
 from vargface.checkpoint import load_checkpoint, load_params, parse_model
-from vargface.deploy.embedder import Embedder, unit
+from vargface.deploy.embedder import Embedder
 from vargface.deploy.network import fold
+from vargface.inference import unit
 from vargface.runtime import mx
 from vargface.training import fit
 

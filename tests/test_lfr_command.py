@@ -270,7 +270,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
     (tmp_path / "run.py").write_text(code)
     command = [sys.executable, str(tmp_path / "run.py"), "lfr", "score", *names, "--fpr", "1e-5", "--processes", "2"]
     whole = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    slow = code.replace("sys.exit", "from vargface.commands import lfr\n    lfr.SAVE_SECONDS = 0\n    sys.exit")
+    slow = code.replace(
+        "sys.exit", "from vargface.commands import lfr_score\n    lfr_score.SAVE_SECONDS = 0\n    sys.exit"
+    )
     (tmp_path / "run.py").write_text(slow)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     signal_it = {

@@ -208,7 +208,7 @@ def test_a_stopped_scan_goes_on_and_gives_the_same(tmp_path, monkeypatch):
 
 def test_a_unit_that_is_interrupted_while_it_is_added_is_not_saved(tmp_path, monkeypatch):
     """It is not done: saved with its pairs it would be counted twice."""
-    from vargface.commands.lfr import _saved
+    from vargface.commands.lfr_score import _saved
 
     monkeypatch.setattr(pairs, "TILE", 100)
     plan = make_plan(*files(tmp_path, *faces()), fprs=FPRS, headline="1e-2", kept=500)

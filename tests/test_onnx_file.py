@@ -14,11 +14,10 @@ from vargface.checkpoint import Checkpoint, load_checkpoint
 from vargface.cli import main
 from vargface.data.packs import read_pack
 from vargface.deploy import int8
-from vargface.deploy.embedder import unit
 from vargface.deploy.network import fold
 from vargface.deploy.onnx_file import OPSET, export_onnx, onnx_model
 from vargface.errors import InputError
-from vargface.inference import FrozenNetwork
+from vargface.inference import FrozenNetwork, unit
 from vargface.runtime import mx
 from vargface.symbols.layers import embedding_layer
 

@@ -22,9 +22,10 @@ from vargface.data.records import FaceRecords
 from vargface.data.samples import face_at
 from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
+from vargface.inference import unit
 from vargface.runtime import mx
 from vargface.teachers import store, writer
-from vargface.teachers.models import TeacherModels, teacher_digest, unit
+from vargface.teachers.models import TeacherModels, teacher_digest
 from vargface.teachers.store import Contents, TeacherStore
 from vargface.teachers.writer import make_store
 from vargface.training.teacher import TaughtIterator, Teacher

@@ -9,8 +9,9 @@ import pytest
 import tiny
 
 from vargface.errors import InputError
+from vargface.inference import unit
 from vargface.runtime import mx
-from vargface.teachers.models import TeacherModels, models_of, teacher_digest, unit
+from vargface.teachers.models import TeacherModels, models_of, teacher_digest
 
 IMAGES = np.stack([tiny.image(number % 4, number) for number in range(5)]).transpose(0, 3, 1, 2)
 

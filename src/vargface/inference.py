@@ -8,7 +8,7 @@ from vargface.checkpoint import Checkpoint
 from vargface.graph import inference_form
 from vargface.runtime import mx
 
-__all__ = ["FrozenNetwork"]
+__all__ = ["FrozenNetwork", "unit"]
 
 
 class FrozenNetwork:
@@ -43,3 +43,8 @@ class FrozenNetwork:
         batch[: len(images)] = images
         self._module.forward(mx.io.DataBatch([mx.nd.array(batch)]), is_train=False)
         return self._module.get_outputs()[0].copy()  # the output's own memory is the next batch's
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """Return the rows (n, D) at unit norm; a row of zeros, without a direction, stays."""
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)

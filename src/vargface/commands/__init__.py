@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["add_command", "takes_overrides"]
+from vargface.errors import InputError
+
+__all__ = ["add_command", "check_out", "takes_overrides", "whole"]
 
 KEY_VALUE = "overrides of the recipe's keys, e.g. lr=0.05 (recipes/base.py lists all)"
 
@@ -26,3 +29,23 @@ def takes_overrides(command: argparse.ArgumentParser, before: str = "") -> None:
     """Give `command` the argument `overrides`, KEY=VALUE...; `before` comes first in its help."""
     # without a default, argparse calls it required where another argument is missing
     command.add_argument("overrides", nargs="*", default=(), metavar="KEY=VALUE", help=f"{before}{KEY_VALUE}")
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return what argparse takes as the type of a whole number in least..most."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"must be at least {least}" + (f" and at most {most}" if most else ""))
+        return value
+
+    return number
+
+
+def check_out(out: str, suffix: str, what: str) -> None:
+    """Raise InputError, before any work, where file `out` is not called *`suffix`, as `what` is, or has no folder."""
+    if Path(out).suffix != suffix:
+        raise InputError(f"{out}: {what} - give it a name in {suffix}")
+    if not Path(out).resolve().parent.is_dir():
+        raise InputError(f"{out}: no such folder - make it first")

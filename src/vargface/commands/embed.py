@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from vargface import runtime
-from vargface.commands import add_command
-from vargface.errors import InputError
+from vargface.commands import add_command, check_out
 from vargface.files import whole_file
 
 __all__ = ["add_to"]
@@ -38,10 +36,7 @@ def _embed(arguments: argparse.Namespace) -> None:
     runtime.prepare_for_embedding()
     from vargface.deploy.embedder import Embedder, find_faces
 
-    if Path(arguments.out).suffix != ".npy":
-        raise InputError(f"{arguments.out}: embeddings are a numpy array - give it a name in .npy")
-    if not Path(arguments.out).resolve().parent.is_dir():
-        raise InputError(f"{arguments.out}: no such folder - make it first")
+    check_out(arguments.out, ".npy", "embeddings are a numpy array")
     faces = find_faces(arguments.faces)
     embedder = Embedder(arguments.model)
     with tqdm(total=len(faces), unit="img", desc="embed", leave=False, disable=None) as bar:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vargface.commands import add_command
+from vargface.commands import add_command, check_out
 from vargface.errors import InputError
 
 __all__ = ["add_to"]
+
+KIND = "an exported network is an ONNX file"
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -52,7 +54,7 @@ def _onnx(arguments: argparse.Namespace) -> None:
     from vargface.deploy.network import fold
     from vargface.deploy.onnx_file import OPSET, export_onnx
 
-    _check_out(arguments.out)
+    check_out(arguments.out, ".onnx", KIND)
     network = fold(load_checkpoint(arguments.model))
     export_onnx(network, arguments.out, wide_groups=arguments.avx512)
     print(f"{arguments.out}: {Path(arguments.out).stat().st_size:,} bytes, opset {OPSET}")
@@ -64,7 +66,7 @@ def _int8(arguments: argparse.Namespace) -> None:
     from vargface.deploy.network import fold
     from vargface.deploy.onnx_file import OPSET
 
-    _check_out(arguments.out)
+    check_out(arguments.out, ".onnx", KIND)
     if arguments.images < 1:
         raise InputError(f"--images {arguments.images}: must be at least 1")
     network = fold(load_checkpoint(arguments.model))
@@ -73,10 +75,3 @@ def _int8(arguments: argparse.Namespace) -> None:
         export_int8(network, arguments.out, faces, on_face=bar.update)
     size = Path(arguments.out).stat().st_size
     print(f"{arguments.out}: {size:,} bytes, opset {OPSET}, calibrated on {len(faces)} faces")
-
-
-def _check_out(out: str) -> None:
-    if Path(out).suffix != ".onnx":
-        raise InputError(f"{out}: an exported network is an ONNX file - give it a name in .onnx")
-    if not Path(out).resolve().parent.is_dir():
-        raise InputError(f"{out}: no such folder - make it first")

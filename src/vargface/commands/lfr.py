@@ -1,34 +1,20 @@
-"""`vargface lfr ...`: the LFR challenge of ICCV 2019 - its limits, its submission file, its score."""
+"""`vargface lfr ...`: the LFR challenge of ICCV 2019 - its limits and its submission file; lfr_score.py: its score."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import io
-import json
 import logging
-import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from vargface.commands import add_command
-from vargface.errors import InputError
-from vargface.files import make_folder, sha256, whole_file
-from vargface.runtime import cores
+from vargface.commands import add_command, lfr_score, whole
+from vargface.files import make_folder
 
 __all__ = ["add_to"]
 
 logger = logging.getLogger(__name__)
-
-SAVE_SECONDS = 60.0
-# below so many admitted pairs a TPR depends on single pairs
-FEW_ADMITTED = 100
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -48,60 +34,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     submit.add_argument("--out", required=True, metavar="FILE.bin")
     submit.add_argument("--video", action="store_true", help="filelist.txt names folders of frames (*.jpg)")
     submit.add_argument("--on-error", choices=("stop", "zero"), default="stop", help="for images that cannot be read")
-    submit.add_argument("--batch-size", type=_positive, default=32)
+    submit.add_argument("--batch-size", type=whole(1), default=32)
     submit.add_argument("--context", default="auto", help="auto, cpu, gpu or gpu(0)")
     submit.set_defaults(goes_on=True)
     submit.epilog = "example: vargface lfr submit --model student,120 --images lfr_images --out feat.bin"
 
-    score = add_command(steps, "score", _score, "TPR at a FPR over all pairs, and the curve around it")
-    _takes_files(score)
-    score.add_argument("--fpr", default="1e-8", help="default: 1e-8, the image tracks'; 1e-4 is the video tracks'")
-    score.add_argument("--processes", type=_positive, default=cores(), help="default: the cores")
-    score.add_argument("--part", type=_part, default=(1, 1), metavar="I/K", help="part I of K alone, to be merged")
-    score.add_argument("--state", metavar="FILE.npz", help="what is found so far (default: beside FEATURES)")
-    score.add_argument(
-        "--seed", type=int, default=0, help="of the sample that says where to look; the result is its own"
-    )
-    _takes_outputs(score)
-    score.set_defaults(goes_on=True)
-    score.epilog = "example: vargface lfr score feat.bin labels.txt --pictures pictures --images lfr_images"
-
-    merge = add_command(steps, "merge", _merge, "the result of all parts of a score")
-    _takes_files(merge)
-    merge.add_argument("parts", nargs="+", metavar="PART.npz")
-    _takes_outputs(merge)
-    merge.epilog = "example: vargface lfr merge feat.bin labels.txt feat.bin.1-of-2.npz feat.bin.2-of-2.npz"
-
-    identify = add_command(steps, "identify", _identify, "rank-k, and TPIR at FPIR with distractors as strangers")
-    _takes_files(identify)
-    identify.add_argument("--processes", type=_positive, default=cores(), help="default: the cores")
-    identify.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    identify.epilog = "example: vargface lfr identify feat.bin labels.txt"
-
-
-def _takes_files(command: argparse.ArgumentParser) -> None:
-    command.add_argument("features", metavar="FEATURES.bin")
-    command.add_argument("labels", metavar="LABELS", help="a number a row (text or .npy), -1 for a distractor")
-
-
-def _takes_outputs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    command.add_argument("--pictures", metavar="DIR", help="ROC and histograms there; most wrong pairs with --images")
-    command.add_argument("--images", metavar="DIR", help="the folder that was submitted")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} must be I/K with I from 1 to K")
-    return int(found[1]), int(found[2])
+    lfr_score.add_to(steps)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -139,20 +77,19 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> None:
-    from vargface.checkpoint import load_checkpoint, parse_model
+    from vargface.checkpoint import load_checkpoint, model_digest
     from vargface.data.faces import read_face
     from vargface.eval.lfr.submission import ROWS, Submission, read_filelist, submit
     from vargface.inference import FrozenNetwork
     from vargface.runtime import contexts
 
     checkpoint = load_checkpoint(arguments.model)
-    prefix, epoch = parse_model(arguments.model)
     names = read_filelist(arguments.images, arguments.video)
     make_folder(Path(arguments.out).absolute().parent)
     job = Submission(
         Path(arguments.images),
         Path(arguments.out),
-        sha256(Path(f"{prefix}-symbol.json"), Path(f"{prefix}-{epoch:04d}.params")),
+        model_digest(arguments.model),
         checkpoint.embedding_size,
         arguments.video,
         arguments.on_error,
@@ -174,226 +111,3 @@ def _submit(arguments: argparse.Namespace) -> None:
             kind,
         )
     print(f"{arguments.out}: {len(names):,} x {checkpoint.embedding_size} float32, one row a line of filelist.txt")
-
-
-def _mapped(processes: int) -> Callable[[Callable, Any], Iterator]:
-    from vargface.workers import in_order, one_blas_thread
-
-    return functools.partial(in_order, workers=processes, environment=one_blas_thread())
-
-
-def _score(arguments: argparse.Namespace) -> None:
-    from vargface.eval.lfr.plan import make_plan
-    from vargface.eval.lfr.scoring import Part, finish, run
-
-    _look_ahead(arguments)
-    index, parts = arguments.part
-    path = Path(arguments.state or f"{arguments.features}.{index}-of-{parts}.npz")
-    plan = make_plan(arguments.features, arguments.labels, headline=arguments.fpr, seed=arguments.seed)
-    _warn(plan, arguments.fpr)
-    part = Part.empty(plan, index, parts)
-    if path.exists():
-        part = _load(path)
-        if not part.plan.agrees(plan) or (part.index, part.parts) != (index, parts):
-            raise InputError(f"{path}: is of another scan - remove it, or give another --state")
-        part.plan = plan  # the files may have another name by now
-    with _saved(part, path) as save, _scan_bar(part) as bar:
-
-        def on_unit(pairs: int) -> None:
-            bar.update(pairs)
-            save()
-
-        run(part, mapped=_mapped(arguments.processes), on_unit=on_unit)
-    if parts > 1:
-        pairs = part.pairs(part.mine)
-        print(f"{path}: part {index}/{parts}, {pairs:,} pairs in {part.seconds:.0f} s; merge it with the others")
-        return
-    _report(finish(part), arguments)
-    path.unlink()
-
-
-def _merge(arguments: argparse.Namespace) -> None:
-    from vargface.eval.lfr.plan import make_plan
-    from vargface.eval.lfr.scoring import finish, merge
-
-    _look_ahead(arguments)
-    parts = [_load(Path(path)) for path in arguments.parts]
-    headline = parts[0].plan.headline
-    plan = make_plan(arguments.features, arguments.labels, headline=headline, seed=parts[0].plan.seed)
-    for path, part in zip(arguments.parts, parts):
-        if not part.plan.agrees(plan):
-            raise InputError(
-                f"{path}: is not of {arguments.features} with {arguments.labels} - give what it was made of"
-            )
-        part.plan = plan
-    _warn(plan, headline)
-    arguments.fpr = headline
-    _report(finish(merge(parts)), arguments)
-
-
-def _look_ahead(arguments: argparse.Namespace) -> None:
-    """Refuse what could not be written or drawn after hours of work."""
-    if arguments.pictures:
-        make_folder(arguments.pictures)
-    if arguments.images:
-        _names(arguments)
-    if arguments.json:
-        make_folder(Path(arguments.json).absolute().parent)
-
-
-def _names(arguments: argparse.Namespace) -> list[str]:
-    from vargface.eval.lfr.features import open_features
-    from vargface.eval.lfr.submission import read_filelist
-
-    names = read_filelist(arguments.images)
-    rows = len(open_features(arguments.features))
-    if len(names) != rows:
-        raise InputError(
-            f"{arguments.images}: filelist.txt has {len(names):,} lines, {arguments.features} {rows:,} rows - give the "
-            "folder that was submitted"
-        )
-    return names
-
-
-def _warn(plan: Any, fpr: str) -> None:
-    if plan.admitted(fpr) < FEW_ADMITTED:
-        logger.warning(
-            "a FPR of %s admits %d of %s pairs of different people: with fewer than %d the TPR depends on single pairs",
-            fpr,
-            plan.admitted(fpr),
-            f"{plan.negatives:,}",
-            FEW_ADMITTED,
-        )
-    if plan.zeros:
-        logger.warning("%d rows are zero: they score 0 with everyone", plan.zeros)
-
-
-def _load(path: Path) -> Any:
-    """Return the part in file `path`. Raises InputError where it is none."""
-    from zipfile import BadZipFile
-
-    from vargface.eval.lfr.scoring import Part
-
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Part.of(dict(arrays))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot read ({error.strerror or error}) - give a part of 'vargface lfr score'"
-        ) from error
-    except (BadZipFile, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path}: is no part of 'vargface lfr score', or damaged - remove it, or give another"
-        ) from error
-
-
-@contextmanager
-def _saved(part: Any, path: Path) -> Iterator[Callable[[], None]]:
-    """Yield what saves `part` in `path` now and then; it is saved at the end, too, whatever ends the block.
-
-    And at the beginning: a place that cannot be written to is said before hours of work.
-    """
-    begun = saved = time.monotonic()
-    before = part.seconds
-
-    def write() -> None:
-        if not part.whole:  # interrupted between a unit's pairs and its being done: the state before it stays
-            return
-        part.seconds = before + time.monotonic() - begun
-        # in memory first: interrupted in its file, the archive complains when it finds that closed
-        archive = io.BytesIO()
-        np.savez(archive, **part.arrays())
-        with whole_file(path) as file:
-            file.write(archive.getbuffer())
-
-    def save() -> None:
-        nonlocal saved
-        if time.monotonic() - saved > SAVE_SECONDS:
-            write()
-            saved = time.monotonic()
-
-    write()
-    try:
-        yield save
-    finally:
-        write()
-
-
-def _scan_bar(part: Any) -> tqdm:
-    """Return a bar over the pairs of `part`, those of an earlier run done."""
-    done = part.pairs(part.done.nonzero()[0])
-    return tqdm(
-        total=part.pairs(part.mine), initial=done, unit="pair", unit_scale=True, desc="score", disable=None, smoothing=0
-    )
-
-
-def _report(score: Any, arguments: argparse.Namespace) -> None:
-    """Print the curve and the figure of the challenge; write what else was asked for."""
-    from vargface.eval.table import format_table
-
-    header = ["FPR", "admitted", "accepted", "threshold", "TPR", "exact"]
-    rows = [
-        [p.fpr, f"{p.admitted:,}", f"{p.accepted:,}", f"{p.threshold:.6f}"]
-        + [f"{p.tpr:.6f}" if p.tpr == p.tpr_high else f"{p.tpr:.6f}..{p.tpr_high:.6f}", "yes" if p.exact else "bounds"]
-        for p in score.curve
-    ]
-    print(format_table(header, rows))
-    print(
-        f"\n{score.rows:,} rows, {score.distractors:,} of them distractors: {score.positives:,} pairs of one person, "
-        f"{score.negatives:,} of two\na float32 score is within {score.score_error:.1e} of the exact; what is nearer "
-        "to a threshold is decided in float64"
-    )
-    point = score.at(arguments.fpr)
-    print(f"TPR {point.tpr:.6f} at FPR {arguments.fpr}")
-    if arguments.json:
-        with whole_file(arguments.json, "w") as file:
-            json.dump(score.as_dict(), file, indent=1)
-    if arguments.pictures:
-        _draw(score, arguments)
-
-
-def _draw(score: Any, arguments: argparse.Namespace) -> None:
-    from vargface.data.faces import read_face
-    from vargface.eval.lfr.plan import HISTOGRAM
-    from vargface.eval.pictures import draw_pairs, draw_roc, draw_scores
-
-    fars = np.array([float(point.fpr) for point in score.curve])
-    tars = np.array([point.tpr for point in score.curve])
-    name = Path(arguments.features).name
-    thresholds = {f"FPR {arguments.fpr}": score.at(arguments.fpr).threshold}
-    pictures = {
-        "roc.png": draw_roc({name: (fars, tars)}),
-        "scores.png": draw_scores(HISTOGRAM, *score.histograms, thresholds),
-    }
-    if arguments.images:
-        names, folder = _names(arguments), Path(arguments.images)
-        for title, pairs in (("false-accepts.png", score.false_accepts), ("false-rejects.png", score.false_rejects)):
-            images = [[read_face(folder / names[row]).transpose(1, 2, 0) for row in rows] for rows in zip(*pairs[:2])]
-            pictures[title] = draw_pairs(images, [f"{i}, {j}: {cosine:.3f}" for i, j, cosine in zip(*pairs)])
-    for title, picture in pictures.items():
-        with whole_file(Path(arguments.pictures) / title) as file:
-            file.write(picture)
-
-
-def _identify(arguments: argparse.Namespace) -> None:
-    from vargface.eval.lfr.features import open_test_set
-    from vargface.eval.lfr.identification import identify
-    from vargface.eval.table import format_table
-
-    if arguments.json:
-        make_folder(Path(arguments.json).absolute().parent)
-    rows = len(open_test_set(arguments.features, arguments.labels))
-    with tqdm(total=rows, unit="row", desc="identify", disable=None) as bar:
-        found = identify(arguments.features, arguments.labels, mapped=_mapped(arguments.processes), on_rows=bar.update)
-    print(f"gallery {found.gallery:,} people; {found.probes:,} probes; {found.distractors:,} distractors\n")
-    ranks = [[f"rank-{k}", _share(found.rank[k]), _share(found.rank_with_distractors[k])] for k in found.rank]
-    print(format_table(["", "gallery", "and distractors"], ranks), end="\n\n")
-    shares = [[f, _share(found.tpir[f]), _share(found.thresholds[f])] for f in found.tpir]
-    print(format_table(["FPIR", "TPIR", "threshold"], shares))
-    if arguments.json:
-        with whole_file(arguments.json, "w") as file:
-            json.dump(found.as_dict(), file, indent=1)
-
-
-def _share(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.6f}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vargface.commands import add_command
+from vargface.commands import add_command, whole
 from vargface.errors import InputError
 
 __all__ = ["add_to"]
@@ -31,7 +31,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     build.add_argument("out", metavar="OUT")
     build.add_argument("--size", default="112x112", metavar="HxW", help="of the images (default 112x112)")
     build.add_argument(
-        "--quality", type=_whole(1, 100), default=95, help="of JPEGs encoded anew; those of the right size are copied"
+        "--quality", type=whole(1, 100), default=95, help="of JPEGs encoded anew; those of the right size are copied"
     )
     build.add_argument(
         "--resize",
@@ -39,7 +39,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         default="scale",
         help="images of another size: scale one of the same shape (default); crop: cut the middle out, too; never",
     )
-    build.add_argument("--min-images", type=_whole(1), default=1, help="leave out identities of fewer images")
+    build.add_argument("--min-images", type=whole(1), default=1, help="leave out identities of fewer images")
     build.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be used, and list them")
     build.epilog = "example: vargface rec build photos/aligned data/mine --min-images 5"
 
@@ -57,7 +57,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )
     shuffle.add_argument("dir", metavar="DIR")
     shuffle.add_argument("out", metavar="OUT")
-    shuffle.add_argument("--seed", type=_whole(0), default=0)
+    shuffle.add_argument("--seed", type=whole(0), default=0)
     shuffle.add_argument("--skip-bad", action="store_true", help="leave out what cannot be trained on, and list it")
     shuffle.epilog = "example: vargface rec shuffle data/mine data/mine-shuffled"
 
@@ -67,8 +67,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     pack.add_argument("source", metavar="PAIRS|DIR", help="'IMAGE IMAGE 0|1' a line, LFW's pairs.txt, or a folder")
     pack.add_argument("out", metavar="OUT.bin")
     pack.add_argument("--root", metavar="DIR", help="of the images in a list (default: where the list is)")
-    pack.add_argument("--pairs", type=_whole(1), default=6000, help="drawn from a folder, half of them of one person")
-    pack.add_argument("--seed", type=_whole(0), default=0, help="of the pairs drawn from a folder")
+    pack.add_argument("--pairs", type=whole(1), default=6000, help="drawn from a folder, half of them of one person")
+    pack.add_argument("--seed", type=whole(0), default=0, help="of the pairs drawn from a folder")
     pack.epilog = "example: vargface rec pack photos/aligned-others others.bin --pairs 600"
 
 
@@ -77,18 +77,6 @@ def _tool(tools, name: str, run: Callable, line: str, more: str = "") -> argpars
     if more:
         parser.description = f"{line}. {more[:1].upper()}{more[1:]}"
     return parser
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return what argparse takes as the type of a whole number in least..most."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"must be at least {least}" + (f" and at most {most}" if most else ""))
-        return value
-
-    return number
 
 
 def _say(line: str) -> None:

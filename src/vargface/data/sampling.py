@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Sampling", "epoch_order", "mirror_bits"]
+__all__ = ["VARYING", "Sampling", "epoch_order", "mirror_bits"]
+
+# what shows an image in more views than plain and mirrored, where it is not 0
+VARYING = ("augment", "mix", "jpeg", "cutout")
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -49,7 +52,7 @@ class Sampling(NamedTuple):
     @property
     def varies(self) -> bool:
         """Return whether an image is seen in more views than plain and mirrored."""
-        return any((self.augment, self.mix, self.jpeg, self.cutout))
+        return any(getattr(self, name) for name in VARYING)
 
     @property
     def batches(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 from array import array
@@ -27,7 +28,7 @@ class _Abandoned(Exception):
     """Makes `whole_file` drop what was written."""
 
 
-class _FolderWriter:
+class _FolderWriter(abc.ABC):
     """Context manager that writes train.rec, train.idx and property into `folder`.
 
     They have temporary names until the block ends without an exception; after one nothing is left of them. Memory does
@@ -72,9 +73,9 @@ class _FolderWriter:
                 file.flush()
                 os.fsync(file.fileno())
 
+    @abc.abstractmethod
     def _append_last(self) -> int:
         """Append the records behind the images and return the number of identities."""
-        raise NotImplementedError
 
     def _append(self, key: int, payload: bytes) -> None:
         record = part_bytes(payload)

@@ -15,10 +15,10 @@ from vargface.deploy.alignment import SIZE, align
 from vargface.deploy.fast_form import fast_form
 from vargface.deploy.network import fold
 from vargface.errors import InputError
-from vargface.inference import FrozenNetwork
+from vargface.inference import FrozenNetwork, unit
 from vargface.runtime import cores, mx
 
-__all__ = ["BATCH_SIZE", "Embedder", "Face", "find_faces", "unit"]
+__all__ = ["BATCH_SIZE", "Embedder", "Face", "find_faces"]
 
 # images a pass: what goes through the network together then stays in the cache (docs/insightface.md)
 BATCH_SIZE = 4
@@ -230,8 +230,3 @@ def _channels_first(faces: np.ndarray) -> np.ndarray:
             f"faces of shape {faces.shape}: must be (n, {SIZE}, {SIZE}, 3) or (n, 3, {SIZE}, {SIZE}), aligned"
         )
     return faces
-
-
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    """Return the rows of `embeddings` at unit norm; a row of zeros stays."""
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)

@@ -12,11 +12,11 @@ import numpy as np
 from vargface.checkpoint import Checkpoint, load_checkpoint, model_digest
 from vargface.errors import InputError
 from vargface.files import digest
-from vargface.inference import FrozenNetwork
+from vargface.inference import FrozenNetwork, unit
 from vargface.runtime import mx
 from vargface.teachers.onnx_network import OnnxNetwork
 
-__all__ = ["Average", "Network", "TeacherModels", "models_of", "teacher_digest", "unit"]
+__all__ = ["Average", "Network", "TeacherModels", "models_of", "teacher_digest"]
 
 _MODEL = re.compile(r"([^+].*?(?:,[0-9]+|\.onnx))(?:\+(?!$)|$)")
 
@@ -59,11 +59,6 @@ def _model_digest(model: str) -> str:
     if not Path(model).is_file():
         raise InputError(f"{model}: no such file - give the teacher's ONNX model")
     return digest(Path(model))
-
-
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    """Return the rows (n, D) at unit norm; a row without a direction becomes zeros."""
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
 
 class TeacherModels:

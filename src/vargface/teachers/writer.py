@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from vargface.data.decoding import planes
 from vargface.data.records import FaceRecords
 from vargface.data.samples import face_at
 from vargface.errors import InputError
 from vargface.files import locked_folder
+from vargface.inference import unit
 from vargface.runtime import THREADS, contexts, cores
 from vargface.teachers import store
-from vargface.teachers.models import Network, TeacherModels, teacher_digest, unit
+from vargface.teachers.models import Network, TeacherModels, teacher_digest
 from vargface.teachers.store import Contents
 from vargface.workers import in_order
 
@@ -129,7 +131,9 @@ def _parts(images: range) -> list[range]:
 def _embedded(teacher: str, data: str, context: str, positions: range) -> np.ndarray:
     """Return (n, 2, D) float16, unit norm, both views of the images at `positions`; in a worker."""
     network, records = _opened(teacher, data, context)
-    images = np.stack([face_at(records, position)[1][:, :, ::-1].transpose(2, 0, 1) for position in positions])
+    images = np.empty((len(positions), 3, *records.image_size), np.uint8)
+    for row, position in enumerate(positions):
+        planes(face_at(records, position)[1], images[row])
     raw = [network(view) for view in (images, images[:, :, :, ::-1])]
     finite = np.isfinite(raw).all(axis=(0, 2))
     if not finite.all():

@@ -7,6 +7,7 @@ import re
 
 from easydict import EasyDict
 
+from vargface.data.sampling import VARYING
 from vargface.errors import InputError
 from vargface.symbols import angular_distillation
 
@@ -31,8 +32,7 @@ RANGES = {
     "embedding_size": (1, 2**16),
     "multiplier": (0, 64),
     "seed": (0, 2**31 - 1),
-    "augment": (0, 1),
-    **dict.fromkeys(("mix", "jpeg", "cutout", "max_bad"), (0, 1)),
+    **dict.fromkeys((*VARYING, "max_bad"), (0, 1)),
     "min_images": (1, math.inf),
     "workers": (-1, 256),
     "momentum": (0, 1),
@@ -71,7 +71,7 @@ def check_recipe(recipe: EasyDict) -> None:
 
 def varied_by(recipe: EasyDict) -> str:
     """Return the key by which a face is seen in more views than plain and mirrored; empty where there is none."""
-    return next((key for key in ("augment", "mix", "jpeg", "cutout") if recipe[key]), "")
+    return next((key for key in VARYING if recipe[key]), "")
 
 
 def _check_view(recipe: EasyDict) -> None:

@@ -297,7 +297,7 @@ class Generation:
         self._folder.save(self._number, self._network, params, keep={self._best["number"]})
         self._verified = self._step
         self._folder.amend_state(self._place())
-        if self._recipe.report:
+        if self._recipe.report and self._step < self._recipe.steps:  # then `fit` writes it, of the finished run
             write_report(self._folder)
 
     def _save_state(self, params: tuple[Params, Params]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from easydict import EasyDict
 
+from vargface.inference import unit
 from vargface.runtime import mx
-from vargface.teachers.models import Network, TeacherModels, unit
+from vargface.teachers.models import Network, TeacherModels
 from vargface.teachers.store import TeacherStore
 from vargface.training.checks import varied_by
 
