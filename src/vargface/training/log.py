@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from vargface.errors import InputError
 from vargface.files import whole_file
@@ -86,7 +88,8 @@ class Board:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._after = folder, -1
-        self._writer: SummaryWriter | None = None
+        # not SummaryWriter, whose thread and end of process meet a full disk where nobody can say so
+        self._writer: EventsWriter | None = None
 
     def drop_after(self, step: int) -> None:
         """Have TensorBoard forget what was written of steps after `step`; before the first `write`."""
@@ -94,18 +97,27 @@ class Board:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write name -> value at `step`. Raises InputError where there is no space or no permission."""
+        # TensorBoard has no other numbers than finite ones
+        found = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if math.isfinite(value)]
         try:
             if self._writer is None:
-                first = self._after + 1
-                # its file is named by the second, in which a run may have been stopped and gone on with
-                self._writer = SummaryWriter(str(self._folder), purge_step=first, filename_suffix=f".{first:08d}")
-            for name, value in values.items():
-                if math.isfinite(value):  # TensorBoard has no other, and says so on the terminal
-                    self._writer.add_scalar(name, value, step)
+                self._writer = self._begin()
+            self._writer.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=found)))
+            self._writer.flush()
         except OSError as error:
             raise InputError(
                 f"{self._folder}: cannot write ({error.strerror}) - free space or choose another out"
             ) from error
+
+    def _begin(self) -> EventsWriter:
+        """Return the writer of a new file, at the head of which stands from which step on older ones are void."""
+        first = self._after + 1
+        self._folder.mkdir(exist_ok=True)
+        # named by the second, in which a run may have been stopped and gone on with
+        writer = EventsWriter(str(self._folder / "events"), filename_suffix=f".{first:08d}")
+        start = SessionLog(status=SessionLog.START)
+        writer.write_event(Event(step=first, wall_time=time.time(), session_log=start))
+        return writer
 
     def close(self) -> None:
         """Write out what is still held back; where that fails, say so: the CSV files have it all."""
