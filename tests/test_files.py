@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from tiny import largest_file, small_disk
 
 from vargface.errors import InputError
-from vargface.files import locked_folder, make_folder, whole_file
+from vargface.files import locked_folder, make_folder, save_whole, whole_file
 
 
 @pytest.fixture
@@ -147,3 +148,13 @@ def test_a_folder_whose_lock_cannot_be_written_is_refused(tmp_path):
     told = r"\.lock: cannot write \(Is a directory\) - choose another folder"
     with pytest.raises(InputError, match=told), locked_folder(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("save", [np.save, lambda file, array: np.savez(file, a=array)], ids=["npy", "npz"])
+def test_arrays_are_whole_or_not_there(tmp_path, save):
+    array = np.arange(100_000)
+    written = save_whole(tmp_path / "whole", lambda file: save(file, array))
+    assert (tmp_path / "whole").read_bytes() == bytes(written)
+    with largest_file(100_000), pytest.raises(InputError, match=r"few: cannot write \(File too large\)"):
+        save_whole(tmp_path / "few", lambda file: save(file, array))
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from vargface.errors import InputError
 
-__all__ = ["digest", "locked_folder", "make_folder", "sha256", "whole_file"]
+__all__ = ["digest", "locked_folder", "make_folder", "save_whole", "sha256", "whole_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,19 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def save_whole(path: str | Path, save: Callable[[IO[bytes]], object]) -> memoryview:
+    """Have `save` write into memory and that to `path`, whole or not at all, and return what was written.
+
+    For numpy's writers: straight into a file, `save` does not notice a full disk, and `savez` complains later of a file
+    that was closed. Raises InputError as `whole_file`.
+    """
+    content = io.BytesIO()
+    save(content)
+    with whole_file(path) as file:
+        file.write(content.getbuffer())
+    return content.getbuffer()
 
 
 def make_folder(path: str | Path) -> Path:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from vargface import runtime
 from vargface.commands import add_command, check_out
-from vargface.files import whole_file
+from vargface.files import save_whole
 
 __all__ = ["add_to"]
 
@@ -43,6 +43,5 @@ def _embed(arguments: argparse.Namespace) -> None:
         embeddings = embedder.embed_faces(
             faces, flip=not arguments.no_flip, resize=arguments.resize, on_batch=bar.update
         )
-    with whole_file(arguments.out) as file:
-        np.save(file, embeddings)
+    save_whole(arguments.out, lambda file: np.save(file, embeddings))
     print(f"{arguments.out}: {len(embeddings)} embeddings of {embedder.embedding_size} numbers, unit norm")

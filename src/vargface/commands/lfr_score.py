@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import json
 import logging
 import re
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from vargface.commands import add_command, whole
 from vargface.errors import InputError
-from vargface.files import make_folder, whole_file
+from vargface.files import make_folder, save_whole, whole_file
 from vargface.runtime import cores
 
 __all__ = ["add_to"]
@@ -201,11 +200,7 @@ def _saved(part: Any, path: Path) -> Iterator[Callable[[], None]]:
         if not part.whole:  # interrupted between a unit's pairs and its being done: the state before it stays
             return
         part.seconds = before + time.monotonic() - begun
-        # in memory first: interrupted in its file, the archive complains when it finds that closed
-        archive = io.BytesIO()
-        np.savez(archive, **part.arrays())
-        with whole_file(path) as file:
-            file.write(archive.getbuffer())
+        save_whole(path, lambda file: np.savez(file, **part.arrays()))
 
     def save() -> None:
         nonlocal saved

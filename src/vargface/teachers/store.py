@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from vargface.data.records import FaceRecords
 from vargface.errors import InputError
-from vargface.files import sha256, whole_file
+from vargface.files import save_whole, sha256, whole_file
 from vargface.runtime import mx
 
 __all__ = ["Contents", "TeacherStore"]
@@ -107,13 +106,9 @@ def write_contents(folder: Path, contents: Contents) -> None:
 def write_shard(folder: Path, shard: int, embeddings: np.ndarray) -> None:
     """Write shard number `shard`, (n, 2, D), and its checksum after it. Raises InputError where there is no space."""
     file = shard_file(folder, shard)
-    # not straight into the file: numpy's own writing does not notice a disk that is full
-    content = io.BytesIO()
-    np.save(content, embeddings.astype(DTYPE, copy=False))
-    with whole_file(file) as out:
-        out.write(content.getbuffer())
+    content = save_whole(file, lambda out: np.save(out, embeddings.astype(DTYPE, copy=False)))
     with whole_file(file.with_suffix(".sha256"), "w") as out:
-        out.write(f"{hashlib.sha256(content.getbuffer()).hexdigest()}  {file.name}\n")
+        out.write(f"{hashlib.sha256(content).hexdigest()}  {file.name}\n")
 
 
 def shard_fault(folder: Path, shard: int, shape: tuple[int, int, int]) -> str:

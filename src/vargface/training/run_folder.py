@@ -14,7 +14,7 @@ from easydict import EasyDict
 
 from vargface.checkpoint import Params, load_params, save_checkpoint, tagged, untagged, write_params
 from vargface.errors import InputError
-from vargface.files import make_folder, sha256, whole_file
+from vargface.files import make_folder, save_whole, sha256, whole_file
 from vargface.recipes import base
 from vargface.runtime import mx
 from vargface.training.log import Board, CsvLog
@@ -162,8 +162,7 @@ class RunFolder:
     def write_distances(self, distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Write pack -> (squared L2 (P,), whether same (P,)) of the best checkpoint as distances.npz."""
         arrays = {f"{part}/{name}": found[at] for name, found in distances.items() for at, part in enumerate(PAIRS)}
-        with whole_file(self.path / "distances.npz") as file:
-            np.savez(file, **arrays)
+        save_whole(self.path / "distances.npz", lambda file: np.savez(file, **arrays))
 
     def write_machine(self, machine: Mapping[str, str]) -> None:
         """Write what the run goes on from here on as machine.json."""
