@@ -154,6 +154,7 @@ class Worker:
 
     def measure(self) -> None:
         """Time one pass."""
+        time.sleep(0.2)  # the way before has threads that go on spinning for a while
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())

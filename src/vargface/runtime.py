@@ -107,7 +107,9 @@ def prepare_for_training(context: str = "auto") -> None:
     context: the recipe's; several CPU contexts share the cores, so each gets its part of the threads.
     """
     for name, value in TRAINING_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+        # what a process that infers has set for itself comes down to the ones that it starts, and is not the user's
+        if os.environ.get(name) in (None, ENVIRONMENT.get(name)):
+            os.environ[name] = value
     shares = max(context.count("cpu("), 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // shares, 1)))
 
