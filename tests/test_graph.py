@@ -217,7 +217,7 @@ def test_a_form_has_the_parameters_of_the_native_symbol(make, form):
     assert rewritten.list_outputs() == ["fc1_output"]
     assert rewritten.list_arguments() == native.list_arguments()
     assert rewritten.list_auxiliary_states() == native.list_auxiliary_states()
-    # for a batch other than the one image that rewriting looks at
+    # for a batch other than the one that rewriting looks at
     assert rewritten.infer_shape(data=(5, 3, 112, 112)) == native.infer_shape(data=(5, 3, 112, 112))
     starts = {name: found["__init__"] for name, found in native.attr_dict().items() if "__init__" in found}
     assert starts
@@ -237,6 +237,15 @@ def test_the_training_form_has_none_of_the_operators_with_a_slow_backward():
     assert "broadcast_mul" not in operators(rewritten)
     poolings = [node for node in json.loads(rewritten.tojson())["nodes"] if node["op"] == "Pooling"]
     assert [node["attrs"]["pool_type"] for node in poolings] == ["sum"] * 12
+
+
+def test_a_factor_that_all_images_share_stays_a_broadcast_product():
+    """(1, C, 1, 1), which for a single image looks like squeeze-excitation's (N, C, 1, 1)."""
+    data, factor = mx.sym.Variable("data"), mx.sym.Variable("factor", shape=(1, 3, 1, 1))
+    rewritten = training_form(mx.sym.broadcast_mul(data, factor))
+    images = np.random.RandomState(0).randn(4, 3, 5, 5)
+    factors = np.array([2.0, -1.0, 0.5]).reshape(1, 3, 1, 1)
+    np.testing.assert_allclose(predicted(rewritten, {"data": images, "factor": factors}, {}), images * factors, 1e-6)
 
 
 def test_a_form_can_be_saved_and_loaded_as_json():

@@ -19,7 +19,7 @@ Shape = tuple
 
 
 class Place(NamedTuple):
-    """A node under rewriting: as it was, its inputs in the new graph, and their shapes for one image."""
+    """A node under rewriting: as it was, its inputs in the new graph, and their shapes for two images."""
 
     op: str
     name: str
@@ -94,9 +94,9 @@ def inference_form(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
 
 
 def _shapes(symbol: mx.sym.Symbol, image_size: tuple[int, int]) -> dict[str, Shape]:
-    """Return the shape of every variable and output by name, for one image; what the batch decides stays as for one."""
+    """Return the shape of every variable and output by name, for two images: what each image has of its own shows."""
     internals = symbol.get_internals()
-    _, outputs, _ = internals.infer_shape(data=(1, 3, *image_size))
+    _, outputs, _ = internals.infer_shape(data=(2, 3, *image_size))
     return dict(zip(internals.list_outputs(), outputs))
 
 
@@ -152,7 +152,8 @@ def _channel_scale(place: Place, write: Writer) -> Entry | None:
     """(N, C, H, W) x (N, C, 1, 1) as a batch of products 1x1 by 1xHW: the broadcast's backward is a slow reduction."""
     if place.op != "broadcast_mul" or [len(shape) for shape in place.shapes] != [4, 4]:
         return None
-    if place.shapes[1][2:] != (1, 1):
+    (images, *_), (scaled, *size) = place.shapes[0], place.shapes[1]
+    if scaled != images or size[1:] != [1, 1]:
         return None
     (data, scale), name = place.inputs, place.name
     rows = write(
