@@ -8,7 +8,7 @@ VARGFACE := .venv/bin/vargface
 KEYS = $(if $(DATA),"data=$(DATA)") $(if $(TEACHER),"teacher=$(TEACHER)") $(if $(OUT),"out=$(OUT)") $(foreach word,$(ARGS),'$(word)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train-teacher train-student verify export lfr test lint bench clean
+.PHONY: help install train-teacher train-student study verify export lfr test lint bench clean
 
 help: ## list these doors
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
@@ -35,6 +35,9 @@ train-teacher: .venv/.installed ## the demo's teacher; or one recipe: RECIPE= DA
 # the demo's data set, as `vargface demo` makes it
 runs/demo/data/property: | .venv/.installed
 	$(VARGFACE) demo --data-only
+
+study: .venv/.installed ## many small trainings and what differs, hours, goes on where it was: STUDY= DATA= TEACHER= OUT= ARGS="--other TEACHER"
+	$(VARGFACE) study "$(or $(STUDY),$(error STUDY is missing: make study STUDY=recipes/study/NAME.py DATA= TEACHER= OUT=))" $(KEYS)
 
 verify: .venv/.installed ## accuracy and TAR@FAR of MODEL=PREFIX,EPOCH on every pack DATA/*.bin
 	$(VARGFACE) verify --model "$(or $(MODEL),$(error MODEL is missing: make verify MODEL=PREFIX,EPOCH DATA=FOLDER))" $(ARGS) \

@@ -8,12 +8,14 @@ PACKAGE_DIR = {
     "vargface.data": "src/vargface/data",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
     "vargface.deploy": "src/vargface/deploy",
+    "vargface.study": "src/vargface/study",
     "vargface.training": "src/vargface/training",
     "vargface.teachers": "src/vargface/teachers",
     "vargface.symbols": "symbols",
     "vargface.eval": "eval",
     "vargface.eval.lfr": "eval/lfr",
     "vargface.recipes": "recipes",
+    "vargface.recipes.study": "recipes/study",
 }
 
 # MXNet is an extra: `mxnet` and `mxnet-cu112` own the same folder, so exactly one of `cpu` and `cu112` is wanted

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from vargface.commands import embed, export, flops, lfr, rec, runs, synth, teacher_store, train, verify
+from vargface.commands import embed, export, flops, lfr, rec, runs, study, synth, teacher_store, train, verify
 from vargface.errors import InputError
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
 
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_to(commands)
     verify.add_to(commands)
     runs.add_to(commands)
+    study.add_to(commands)
     synth.add_to(commands)
     flops.add_to(commands)
     lfr.add_to(commands)

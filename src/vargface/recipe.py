@@ -16,7 +16,7 @@ from easydict import EasyDict
 from vargface.errors import InputError
 from vargface.recipes import base
 
-__all__ = ["load_recipe", "network_symbol"]
+__all__ = ["load_recipe", "network_symbol", "read_recipe_file"]
 
 
 def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> EasyDict:
@@ -26,7 +26,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> EasyDict:
     value of another type than the default's.
     """
     result = copy.deepcopy(base.recipe)
-    for key, value in _read(recipe).items():
+    for key, value in read_recipe_file(recipe)["recipe"].items():
         result[key] = _checked(key, value, str(recipe))
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -34,6 +34,28 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> EasyDict:
             raise InputError(f"argument {override!r}: must be KEY=VALUE, e.g. lr=0.05")
         result[key] = _checked(key, _parsed(key, text), f"argument {override!r}")
     return result
+
+
+def read_recipe_file(recipe: str | Path) -> dict[str, Any]:
+    """Return what file `recipe` (a path, or a name of this package's recipes) defines, `recipe` among it, unchecked.
+
+    Raises InputError where there is no such file, or it defines no `recipe`.
+    """
+    path = Path(recipe)
+    if not path.is_file():
+        packaged = Path(base.__file__).parent / f"{path.stem}.py"
+        if path.suffix == "" and packaged.is_file():
+            path = packaged
+        else:
+            known = sorted(file.stem for file in packaged.parent.glob("[!_]*.py"))
+            raise InputError(f"recipe {str(recipe)!r}: no such file - give a path, or one of {', '.join(known)}")
+    try:
+        found = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{path}: not a recipe ({type(error).__name__}: {error})") from error
+    if not isinstance(found.get("recipe"), dict):
+        raise InputError(f"{path}: has no `recipe = EasyDict(...)` - see recipes/base.py")
+    return found
 
 
 def network_symbol(recipe: EasyDict) -> Any:
@@ -50,24 +72,6 @@ def network_symbol(recipe: EasyDict) -> Any:
         return module.get_symbol(embedding_size=recipe.embedding_size, **options[recipe.network])
     except ValueError as error:
         raise InputError(f"network = {recipe.network!r}: {error}") from error
-
-
-def _read(recipe: str | Path) -> EasyDict:
-    path = Path(recipe)
-    if not path.is_file():
-        packaged = Path(base.__file__).parent / f"{path.stem}.py"
-        if path.suffix == "" and packaged.is_file():
-            path = packaged
-        else:
-            known = sorted(file.stem for file in packaged.parent.glob("[!_]*.py"))
-            raise InputError(f"recipe {str(recipe)!r}: no such file - give a path, or one of {', '.join(known)}")
-    try:
-        found = runpy.run_path(str(path)).get("recipe")
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{path}: not a recipe ({type(error).__name__}: {error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: has no `recipe = EasyDict(...)` - see recipes/base.py")
-    return found
 
 
 def _checked(key: str, value: Any, where: str) -> Any:

@@ -1,0 +1,1 @@
+"""Studies: a recipe, and the cells in which it is varied."""

@@ -1,0 +1,36 @@
+"""The paper's claims on photos: a narrow VarGFaceNet from real-mini, taught by InsightFace's MobileFaceNet y1.
+
+    make study STUDY=recipes/study/real_mini.py DATA=../shared/faces/real-mini \\
+        TEACHER=../shared/faces/insightface-y1/model,0 OUT=runs/study-real-mini ARGS="--other PREFIX,EPOCH"
+
+Hardware and time: 2 CPU cores, a training on each; see docs/results.md for hours and results.
+
+600 steps x 32 images = 19,200, not quite two epochs a generation: no photo is seen often enough to be remembered, so
+nothing is augmented, and all cells but one look the teacher up in a store.
+"""
+
+from easydict import EasyDict
+
+from vargface.recipes.study.claims import COMPARISONS, MAIN
+from vargface.recipes.study.claims import cells as cells_of
+
+recipe = EasyDict(
+    network="vargfacenet",
+    multiplier=0.25,
+    embedding_size=128,
+    residual_gamma=0.2,
+    scale=32.0,
+    m2=0.3,
+    alpha=7.0,
+    batch_size=32,
+    steps=600,
+    lr=0.1,
+    schedule="cosine",
+    warmup_steps=50,
+    log_every=20,
+    report=False,
+    context="cpu",
+)
+cells = {**cells_of(recipe.steps), "ArcFace from the middle on": {"margin_ramp": [200, 400]}}
+main = MAIN
+comparisons = [*COMPARISONS, ("ArcFace from the middle on", "Eq. 5, alpha 7", "distillation first")]

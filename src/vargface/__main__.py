@@ -1,0 +1,7 @@
+"""`python -m vargface`: the command line."""
+
+import sys
+
+from vargface.cli import main
+
+sys.exit(main())

@@ -1,0 +1,162 @@
+"""What the trainings of a study came to: means and deviations over seeds, paired differences, as tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from vargface.checkpoint import load_checkpoint
+from vargface.errors import InputError
+from vargface.eval.table import format_table
+from vargface.files import whole_file
+from vargface.inference import FrozenNetwork, unit
+from vargface.runtime import mx
+from vargface.study.cells import Job, Study, row_name
+from vargface.study.runner import generation_folder
+from vargface.teachers.models import TeacherModels
+from vargface.training.report import history_of
+from vargface.training.run_folder import read_json
+from vargface.training.verifier import find_packs
+
+__all__ = ["Figures", "HeldOut", "figures_of", "paired", "summary"]
+
+logger = logging.getLogger(__name__)
+
+# images of each pack on which a student's embeddings are held against its teacher's
+HELD_OUT = 400
+BATCH = 32
+MISSING = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What one training, or one generation of it, came to.
+
+    accuracy, tar: pack -> 0..1, of the last weights; cosine: to its teacher on HELD_OUT images of each pack, mean, NaN
+    without a teacher; images_per_second: median over the log.
+    """
+
+    accuracy: Mapping[str, float]
+    tar: Mapping[str, float]
+    cosine: float
+    images_per_second: float
+
+    @property
+    def mean_accuracy(self) -> float:
+        """The mean over the packs."""
+        return float(np.mean(list(self.accuracy.values())))
+
+
+class HeldOut:
+    """Faces that nothing is trained on, those of the packs, and what teachers say of them."""
+
+    def __init__(self, data: str, packs: Sequence[str]) -> None:
+        self._images = np.concatenate([pack.decode(0, HELD_OUT) for pack in find_packs(packs, data)])
+        self._said: dict[str, np.ndarray] = {}
+
+    def cosine(self, model: str, teacher: str) -> float:
+        """Return the mean cosine between the embeddings of checkpoint `model` and of `teacher`; NaN if sizes differ."""
+        if teacher not in self._said:
+            self._said[teacher] = unit(TeacherModels(teacher).network(BATCH, mx.cpu())(self._images))
+        embeddings = unit(FrozenNetwork(load_checkpoint(model))(self._images))
+        said = self._said[teacher]
+        return float((embeddings * said).sum(axis=1).mean()) if embeddings.shape == said.shape else float("nan")
+
+
+def figures_of(job: Job, generation: int, held_out: HeldOut) -> Figures | None:
+    """Return what one generation of `job` came to, or None where it is not finished.
+
+    The cosine, which takes a while, is kept in the run folder as held-out.json.
+    """
+    folder = generation_folder(job, generation)
+    if not (folder / "result.json").exists():
+        return None
+    result, recipe = (read_json(folder / name) for name in ("result.json", "recipe.json"))
+    kept = folder / "held-out.json"
+    if not recipe["teacher"]:
+        cosine = float("nan")
+    elif kept.exists():
+        cosine = read_json(kept)["cosine"]
+    else:
+        cosine = held_out.cosine(f"{folder / recipe['role']},{result['last']}", recipe["teacher"])
+        with whole_file(kept, "w") as file:
+            json.dump({"cosine": cosine, "images": HELD_OUT, "teacher": recipe["teacher"]}, file)
+    packs = result["packs"]
+    return Figures(
+        {name: found["accuracy"] for name, found in packs.items()},
+        {name: found["tar"] for name, found in packs.items()},
+        cosine,
+        float(np.median(history_of(folder).log["images_per_second"])),
+    )
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of the differences `first` - `second`, seed by seed, and half of its 95 % interval (Student's t).
+
+    The second is NaN for fewer than two pairs.
+    """
+    differences = np.asarray(first, float) - np.asarray(second, float)
+    n = len(differences)
+    if n < 2:
+        return float(differences.mean()) if n else float("nan"), float("nan")
+    return float(differences.mean()), float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+
+
+def summary(study: Study, jobs: Sequence[Job], held_out: HeldOut) -> str:
+    """Return the study's two tables in Markdown: a row a cell and generation, a row a comparison.
+
+    Raises InputError where nothing is finished.
+    """
+    found: dict[str, dict[int, Figures]] = {}
+    for cell in study.cells:
+        for job in (job for job in jobs if job.cell == cell):
+            for generation in range(1, job.generations + 1):
+                figures = figures_of(job, generation, held_out)
+                if figures is not None:
+                    found.setdefault(row_name(cell, generation), {})[job.seed] = figures
+    if not found:
+        raise InputError("nothing of the study is finished yet - run it without --summary")
+    packs = list(next(iter(next(iter(found.values())).values())).accuracy)
+    header = ["", "seeds", *(f"{pack} %" for pack in packs), *(f"TAR {pack} %" for pack in packs), "cosine", "img/s"]
+    rows = [[name, str(len(of_seed)), *_row(list(of_seed.values()), packs)] for name, of_seed in found.items()]
+    table = format_table(header, rows, markdown=True)
+    header = ["what", "first", "second", "seeds", *(f"{pack} points" for pack in packs), "mean of packs"]
+    rows = [
+        [what, first, second, *_difference(found[first], found[second], packs)]
+        for first, second, what in study.comparisons
+        if first in found and second in found
+    ]
+    if not rows:
+        return table
+    return f"{table}\n\n{format_table(header, rows, left=(0, 1, 2), markdown=True)}"
+
+
+def _row(runs: Sequence[Figures], packs: Sequence[str]) -> list[str]:
+    accuracies = [_spread([100 * run.accuracy[pack] for run in runs], 2) for pack in packs]
+    tars = [_spread([100 * run.tar[pack] for run in runs], 1) for pack in packs]
+    speed = f"{np.median([run.images_per_second for run in runs]):.0f}"
+    return [*accuracies, *tars, _spread([run.cosine for run in runs], 3), speed]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if np.isnan(values).any():
+        return MISSING
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def _difference(first: Mapping[int, Figures], second: Mapping[int, Figures], packs: Sequence[str]) -> list[str]:
+    seeds = sorted(first.keys() & second.keys())
+
+    def shown(of: Mapping[int, list[float]]) -> str:
+        mean, half = paired(*([100 * values[seed] for seed in seeds] for values in of))
+        return f"{mean:+.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}")
+
+    columns = [[{s: run.accuracy[pack] for s, run in runs.items()} for runs in (first, second)] for pack in packs]
+    columns.append([{s: run.mean_accuracy for s, run in runs.items()} for runs in (first, second)])
+    return [str(len(seeds)), *map(shown, columns)]

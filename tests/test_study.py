@@ -1,0 +1,248 @@
+"""Studies: which trainings there are, that they run, stop and go on, and what their figures come to."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from vargface.checkpoint import load_checkpoint
+from vargface.cli import main
+from vargface.data.packs import read_pack
+from vargface.errors import InputError
+from vargface.inference import FrozenNetwork
+from vargface.recipe import load_recipe
+from vargface.study import runner
+from vargface.study.cells import Job, load_study
+from vargface.study.summary import Figures, HeldOut, figures_of, paired, summary
+
+STUDY = """
+from easydict import EasyDict
+
+recipe = EasyDict(
+    network="resnet", num_layers=18, multiplier=0.125, embedding_size=16, batch_size=4, steps=1, lr=0.01,
+    schedule="cosine", log_every=1, report=False, context="cpu",
+)
+cells = {
+    "taught": {"generations": 2},
+    "Un-taught": {"teacher": "", "teacher_store": ""},
+    "weak": {"teacher": "{other}", "teacher_store": ""},
+}
+main = ["Un-taught"]
+comparisons = [("taught", "Un-taught", "teaching"), ("taught, generation 2", "taught", "again")]
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "study.py").write_text(STUDY)
+    return tmp_path / "study.py"
+
+
+def test_main_rows_come_first_with_all_their_seeds(study, tmp_path):
+    jobs = load_study(study).jobs(tmp_path, ["data=d", "teacher=t"], seeds=2, other="o")
+    places = [(job.cell, job.seed) for job in jobs]
+    assert places == [("Un-taught", 0), ("Un-taught", 1), *((c, s) for s in (0, 1) for c in ("taught", "weak"))]
+    assert [job.generations for job in jobs if job.seed == 0] == [1, 2, 1]
+    folders = {job.folder for job in jobs}
+    assert len(folders) == 6
+    assert tmp_path / "cells" / "un-taught" / "seed-1" in folders
+
+
+def test_a_cells_keys_win_over_the_command_lines(study, tmp_path):
+    jobs = load_study(study).jobs(tmp_path, ["data=d", "teacher=t", "seed=9"], seeds=1, other="o")
+    taught, untaught, weak = (
+        load_recipe(study, next(job.keys for job in jobs if job.cell == cell))
+        for cell in ("taught", "Un-taught", "weak")
+    )
+    assert (taught.teacher, taught.teacher_store) == ("t", str(tmp_path / "store"))
+    assert (untaught.teacher, untaught.teacher_store) == ("", "")
+    assert (weak.teacher, weak.teacher_store) == ("o", "")
+    assert taught.seed == 0
+    assert taught.verify_every > taught.steps
+
+
+def test_without_another_teacher_its_cells_are_left_out(study, tmp_path):
+    assert {job.cell for job in load_study(study).jobs(tmp_path, [], 1, "")} == {"taught", "Un-taught"}
+
+
+def test_the_studies_of_the_project_name_rows_that_they_have(root):
+    for name in ("real_mini", "synthetic"):
+        found = load_study(root / "recipes" / "study" / f"{name}.py")
+        jobs = found.jobs(Path("out"), [], 3, "other")
+        assert len({job.folder for job in jobs}) == len(jobs) == 3 * len(found.cells)
+        assert not load_recipe(found.path).teacher
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("cells =", "cellar ="), "has no `cells"),
+        (('main = ["Un', 'main = ["Wrong'), "'Wrong-taught'"),
+        (('("taught, generation 2"', '("taught, generation 3"'), "'taught, generation 3'"),
+        (('{"generations"', '{"generation"'), "unknown key 'generation'"),
+    ],
+)
+def test_a_study_that_names_what_there_is_not_is_refused(study, change, message):
+    study.write_text(STUDY.replace(*change))
+    with pytest.raises(InputError, match=message):
+        load_study(study)
+
+
+@pytest.mark.parametrize("missing", ["data", "teacher", "out"])
+def test_what_must_be_given_is_asked_for(study, tmp_path, capsys, missing):
+    keys = {"data": "d", "teacher": "t", "out": str(tmp_path / "out")}
+    del keys[missing]
+    assert main(["study", str(study), *(f"{key}={value}" for key, value in keys.items())]) == 2
+    assert capsys.readouterr().err.startswith(f"vargface: error: {missing} is not given")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_from_store_to_table(study, data, teacher, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["study", str(study), f"data={data}", f"teacher={teacher}", f"out={out}", "--seeds", "1"]
+    assert main([*command, "--summary"]) == 2
+    assert "nothing of the study is finished" in capsys.readouterr().err
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed == (out / "study.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line]
+    assert [row[0] for row in rows[2:5]] == ["taught", "taught, generation 2", "Un-taught"]
+    accuracy = json.loads((out / "cells/taught/seed-0/gen-2/result.json").read_text())["packs"]["pairs"]["accuracy"]
+    assert rows[3][1:3] == ["1", f"{100 * accuracy:.2f}"]
+    assert [row[4] != "-" for row in rows[2:5]] == [True, True, False]  # an undistilled one is held against nobody
+    before = (out / "cells/taught/seed-0/result.json").stat().st_mtime_ns
+    assert main([*command, "--summary"]) == 0
+    assert main(command) == 0  # nothing left to do
+    assert capsys.readouterr().out == printed * 2
+    assert (out / "cells/taught/seed-0/result.json").stat().st_mtime_ns == before
+
+
+def test_the_held_out_cosine_is_that_of_the_unit_embeddings(data, teacher, tmp_path):
+    held_out = HeldOut(str(data), [])
+    assert held_out.cosine(teacher, teacher) == pytest.approx(1, abs=1e-6)
+    other = tiny.make_teacher(tmp_path, seed=8)
+    images = read_pack(data / "pairs.bin").decode(0, 400)
+    first, second = (FrozenNetwork(load_checkpoint(model))(images).astype(float) for model in (teacher, other))
+    cosines = (first * second).sum(1) / np.sqrt((first**2).sum(1) * (second**2).sum(1))
+    assert held_out.cosine(other, teacher) == pytest.approx(cosines.mean(), abs=1e-6)
+
+
+def test_paired_differences_by_hand():
+    """Differences 1, 2, 3: mean 2, deviation 1, and the 97.5 % point of Student's t for 2 degrees is 4.3027."""
+    mean, half = paired([3, 5, 7], [2, 3, 4])
+    assert mean == 2
+    assert half == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+    assert np.isnan(paired([3], [2])[1])
+    assert paired([3], [2])[0] == 1
+
+
+# --- the runner, with a program in `vargface train`'s place
+
+PROGRAM = """
+import pathlib, signal, sys, time
+keys = dict(word.split("=", 1) for word in sys.argv[3:])
+out = pathlib.Path(keys["out"])
+if keys["lr"] == "bad":
+    print("vargface: error: no", flush=True)
+    sys.exit(2)
+def stop(*_):
+    (out.parent / "stopped").write_text("")
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+out.mkdir(parents=True, exist_ok=True)
+(out / "begun").write_text("")
+time.sleep(float(keys["lr"]))
+(out / "result.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    monkeypatch.setattr(runner, "PROGRAM", (sys.executable, str(tmp_path / "program.py")))
+    monkeypatch.setattr(runner, "PAUSE", 0.02)
+
+    def job(name: str, lr: str) -> Job:
+        folder = tmp_path / name / "seed-0"
+        return Job(name, 0, folder, (f"lr={lr}", f"out={folder}"), 1)
+
+    return job
+
+
+def test_a_training_that_fails_is_named_and_the_others_run(program, caplog):
+    bad, good = program("a", "bad"), program("b", "0")
+    failed = runner.run_jobs("recipe", [bad, good], 1)
+    assert failed == [bad.folder.with_name("seed-0.log")]
+    assert "vargface: error: no" in caplog.text
+    assert (good.folder / "result.json").exists()
+
+
+def test_what_is_finished_is_not_run_again(program):
+    job = program("a", "bad")
+    job.folder.mkdir(parents=True)
+    (job.folder / "result.json").write_text("{}")
+    assert runner.run_jobs("recipe", [job], 1) == []
+
+
+def test_ctrl_c_stops_every_training_and_waits_for_it(program):
+    jobs = [program("a", "60"), program("b", "60"), program("c", "0")]
+
+    def interrupt(*_):
+        if all((job.folder / "begun").exists() for job in jobs[:2]):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run_jobs("recipe", jobs, 2)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 30
+    assert all((job.folder.parent / "stopped").exists() for job in jobs[:2])
+    assert not (jobs[2].folder / "begun").exists()
+
+
+def test_a_store_that_cannot_be_written_ends_the_study(tmp_path, monkeypatch):
+    for code, error in ((2, InputError), (130, KeyboardInterrupt)):
+        monkeypatch.setattr(
+            runner.subprocess, "run", lambda command, check, code=code: subprocess.CompletedProcess(command, code)
+        )
+        with pytest.raises(error):
+            runner.make_store("t", "d", tmp_path / "store")
+
+
+def test_means_and_deviations_are_those_of_the_seeds(study, tmp_path, monkeypatch):
+    """Accuracies 0.5, 0.7 and 0.9 of the taught, 0.4, 0.5, 0.9 of the others: 70 ± 20, 60 ± 26.46, 10 ± 24.84."""
+    accuracies = {"taught": (0.5, 0.7, 0.9), "Un-taught": (0.4, 0.5, 0.9)}
+    found = load_study(study)
+    jobs = found.jobs(tmp_path, [], 3, "")
+
+    def figures(job, generation, held_out):
+        accuracy = accuracies[job.cell][job.seed]
+        return None if generation > 1 else Figures({"p": accuracy}, {"p": 0.25}, 0.5, 9.0)
+
+    monkeypatch.setattr("vargface.study.summary.figures_of", figures)
+    table, differences = summary(found, jobs, None).split("\n\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert rows == [
+        ["taught", "3", "70.00 ± 20.00", "25.0 ± 0.0", "0.500 ± 0.000", "9"],
+        ["Un-taught", "3", "60.00 ± 26.46", "25.0 ± 0.0", "0.500 ± 0.000", "9"],
+    ]
+    (row,) = ([cell.strip() for cell in line.split("|")[1:-1]] for line in differences.splitlines()[2:])
+    assert row == ["teaching", "taught", "Un-taught", "3", "+10.00 ± 24.84", "+10.00 ± 24.84"]
+
+
+def test_a_cell_that_is_not_finished_has_no_figures(tmp_path):
+    assert figures_of(Job("a", 0, tmp_path, (), 1), 1, None) is None
