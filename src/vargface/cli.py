@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from vargface.commands import embed, export, flops, lfr, rec, runs, study, synth, teacher_store, train, verify
+from vargface.commands import doctor, embed, export, flops, lfr, rec, runs, study, synth, teacher_store, train, verify
 from vargface.errors import InputError
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
 
@@ -63,4 +63,5 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_to(commands)
     export.add_to(commands)
     rec.add_to(commands)
+    doctor.add_to(commands)
     return parser

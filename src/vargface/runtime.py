@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "THREADS",
+    "USE_CPU",
     "contexts",
     "cores",
+    "cuda_files",
     "flavours",
     "machine",
     "mx",
@@ -253,9 +255,16 @@ def preload_cuda(load: Callable[..., Any] = ctypes.CDLL) -> list[Path]:
         load("libcuda.so.1")
     except OSError as error:
         raise OSError(f"no NVIDIA driver ({error})") from error
-    found = importlib.util.find_spec("nvidia")
-    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
-    files = [file for pattern in NVIDIA_LIBRARIES for folder in folders for file in sorted(folder.glob(pattern))]
+    files = [file for found in cuda_files().values() for file in found]
     for file in files:
         load(str(file), mode=ctypes.RTLD_GLOBAL)
     return files
+
+
+def cuda_files() -> dict[str, list[Path]]:
+    """Return pattern -> the files that pip installed for it, of each of `NVIDIA_LIBRARIES`, in their order."""
+    found = importlib.util.find_spec("nvidia")
+    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
+    return {
+        pattern: [file for folder in folders for file in sorted(folder.glob(pattern))] for pattern in NVIDIA_LIBRARIES
+    }

@@ -1,0 +1,181 @@
+"""What is right and wrong with this machine and this environment, a line each, before a training finds out.
+
+Nothing here needs an MXNet that loads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vargface import gpu, runtime
+from vargface.errors import InputError
+
+__all__ = ["FAULT", "OK", "WARNING", "Finding", "examine"]
+
+OK, WARNING, FAULT = "ok", "warning", "fault"
+# of MXNet's features, those that decide what can be done here
+FEATURES = ("CUDA", "CUDNN", "NCCL", "MKLDNN", "OPENMP", "DIST_KVSTORE")
+# less free disk, or memory, than this is said: a run's folder, a full-width training at batch 32
+LEAST_DISK, LEAST_MEMORY = 2 << 30, 4 << 30
+# variable -> the value that is slow, or wrong, and why
+SLOW_SETTINGS = {
+    "MXNET_MKLDNN_ENABLED": ("0", "switches off what makes a CPU fast (docs/training.md)"),
+    "MXNET_ENGINE_TYPE": ("NaiveEngine", "does one operation after the other, for debugging"),
+    "MXNET_SUBGRAPH_BACKEND": ("NONE", "crashed inference with two threads at batch 1 (docs/insightface.md)"),
+}
+OPTIONAL = {"onnxruntime": "export onnx, ONNX teachers", "onnx": "export onnx"}
+
+
+class Finding(NamedTuple):
+    """One line: OK, WARNING or FAULT; what was looked at; what was found; what to do, if anything."""
+
+    mark: str
+    what: str
+    found: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.mark:<9}{self.what:<16}{self.found}" + (f" - {self.fix}" if self.fix else "")
+
+
+def examine(folder: str | Path = ".") -> list[Finding]:
+    """Return what there is to say of this process and machine; `folder` is where runs would be written."""
+    flavours = runtime.flavours()
+    seen = gpu.survey()
+    return [
+        *_python(sys.version_info[:2], importlib.util.find_spec("distutils") is not None),
+        *_mxnet(flavours),
+        *_numpy(np.__version__),
+        *_packages(),
+        *_threads(runtime.THREADS, runtime.cores()),
+        *_settings(os.environ),
+        *_gpus(seen, flavours),
+        *(_cuda_libraries() if "mxnet-cu112" in flavours else ()),
+        *_space(shutil.disk_usage(folder).free, _available_memory()),
+    ]
+
+
+def _python(version: tuple[int, int], distutils: bool) -> Iterator[Finding]:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if version < (3, 8):
+        yield Finding(FAULT, "Python", found, "too old: use Python 3.8 to 3.11")
+    elif version < (3, 12):
+        yield Finding(OK, "Python", found)
+    elif distutils:
+        yield Finding(WARNING, "Python", found, "not tried: MXNet 1.9.1 is of 2022, use Python 3.8 to 3.11")
+    else:
+        yield Finding(FAULT, "Python", found, "MXNet 1.9.1 needs distutils, which it lacks: use Python 3.8 to 3.11")
+
+
+def _mxnet(flavours: Sequence[str]) -> Iterator[Finding]:
+    try:
+        mxnet = runtime.mx
+    except InputError as error:
+        found, _, fix = str(error).partition(" - ")
+        yield Finding(FAULT, "MXNet", found, fix)
+        return
+    features = mxnet.runtime.Features()
+    enabled = [name for name in FEATURES if features.is_enabled(name)]
+    yield Finding(OK, "MXNet", f"{mxnet.__version__} ({', '.join(flavours) or 'built here'}): {', '.join(enabled)}")
+
+
+def _numpy(version: str) -> Iterator[Finding]:
+    major, minor = (int(number) for number in version.split(".")[:2])
+    if major >= 2:
+        yield Finding(FAULT, "numpy", version, "MXNet 1.9.1 needs an older one: pip install 'numpy<2'")
+    elif (major, minor) >= (1, 24):
+        yield Finding(OK, "numpy", f"{version}; the names that MXNet 1.9.1 misses in it are given back")
+    else:
+        yield Finding(OK, "numpy", version)
+
+
+def _packages() -> Iterator[Finding]:
+    for name, use in OPTIONAL.items():
+        try:
+            yield Finding(OK, name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(WARNING, name, f"not installed ({use})", "if you need it: pip install '.[export]'")
+
+
+def _threads(asked: str, cores: int) -> Iterator[Finding]:
+    if not asked:
+        yield Finding(OK, "threads", f"{cores} cores, OMP_NUM_THREADS is set as each command needs it")
+    elif not asked.isdigit() or int(asked) < 1:
+        yield Finding(WARNING, "threads", f"OMP_NUM_THREADS={asked}", "is no number of threads: unset it")
+    elif int(asked) > cores:
+        fix = f"threads would wait for each other: unset it, or give {cores}"
+        yield Finding(WARNING, "threads", f"OMP_NUM_THREADS={asked} on {cores} cores", fix)
+    else:
+        yield Finding(OK, "threads", f"OMP_NUM_THREADS={asked} on {cores} cores, as you set it")
+
+
+def _settings(environment: Mapping[str, str]) -> Iterator[Finding]:
+    for name, (value, why) in SLOW_SETTINGS.items():
+        if environment.get(name) == value:
+            yield Finding(WARNING, "environment", f"{name}={value}", f"{why}: unset it")
+
+
+def _gpus(seen: gpu.Survey, flavours: Sequence[str]) -> Iterator[Finding]:
+    cuda_build = "mxnet-cu112" in flavours
+    extra, reason = gpu.choose(seen)
+    if extra == "cpu" and not seen.gpus:
+        fix = runtime.USE_CPU if cuda_build else ""
+        yield Finding(FAULT if cuda_build else OK, "GPU", f"none to use: {reason}", fix)
+        return
+    for found in seen.gpus:
+        if gpu.supported(found.capability):
+            yield Finding(OK, "GPU", str(found))
+        else:
+            fix = "MXNet 1.9.1 has code for compute capability 5.0 to 8.9 only: train on the CPU, or on another GPU"
+            yield Finding(WARNING, "GPU", str(found), fix)
+    version = "CUDA {}.{}".format(*seen.cuda)
+    if seen.cuda < gpu.OLDEST_CUDA:
+        yield Finding(FAULT if cuda_build else WARNING, "driver", version, "too old: 450.80 or later (CUDA 11.0)")
+    else:
+        yield Finding(OK, "driver", version)
+    if extra == "cu112" and not cuda_build:
+        yield Finding(WARNING, "GPU", "not used by MXNet's CPU build", "pip uninstall -y mxnet, pip install '.[cu112]'")
+
+
+def _cuda_libraries(load: Callable[..., Any] = ctypes.CDLL) -> Iterator[Finding]:
+    """Look for each library that mxnet-cu112 needs, and load it."""
+    fix = "pip install --force-reinstall '.[cu112]'"
+    for pattern, files in runtime.cuda_files().items():
+        name = pattern.rpartition("/")[2].partition(".so")[0]
+        if not files:
+            yield Finding(WARNING, "CUDA library", f"{name}: not from pip; the system's own is used, if any", fix)
+        for file in files:
+            try:
+                load(str(file), mode=ctypes.RTLD_GLOBAL)
+                yield Finding(OK, "CUDA library", file.name)
+            except OSError as error:
+                yield Finding(FAULT, "CUDA library", f"{file.name} does not load ({error})", fix)
+
+
+def _space(disk: int, memory: int | None) -> Iterator[Finding]:
+    mark = OK if disk >= LEAST_DISK else WARNING
+    yield Finding(mark, "free disk", f"{disk / 2**30:.1f} GiB here", "" if mark == OK else "a run may need more")
+    if memory is not None:
+        mark = OK if memory >= LEAST_MEMORY else WARNING
+        fix = "" if mark == OK else "take a smaller batch_size (accumulate=N keeps the gradient)"
+        yield Finding(mark, "free memory", f"{memory / 2**30:.1f} GiB", fix)
+
+
+def _available_memory() -> int | None:
+    """Return the bytes that are free or can be freed, None where the system does not say."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

@@ -1,0 +1,171 @@
+"""What `vargface doctor` says of machines that this one is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from vargface import doctor, gpu, runtime
+from vargface.cli import main
+from vargface.doctor import FAULT, OK, WARNING
+from vargface.errors import InputError
+from vargface.gpu import Gpu, Survey
+
+RTX = Gpu("RTX 3090", (8, 6))
+HOPPER = Gpu("H100", (9, 0))
+
+
+@pytest.fixture
+def look(monkeypatch, tmp_path):
+    """Examine a machine with the GPUs, builds of MXNet, ... given; {what: [findings]}."""
+
+    def call(survey=None, flavours=("mxnet",), **differing):
+        monkeypatch.setattr(gpu, "survey", lambda: survey or Survey((), (0, 0), "no NVIDIA driver (x)"))
+        monkeypatch.setattr(runtime, "flavours", lambda: list(flavours))
+        for name, value in differing.items():
+            monkeypatch.setattr(*{"numpy": (doctor.np, "__version__"), "threads": (runtime, "THREADS")}[name], value)
+        found: dict[str, list[doctor.Finding]] = {}
+        for finding in doctor.examine(tmp_path):
+            found.setdefault(finding.what, []).append(finding)
+        return found
+
+    return call
+
+
+def marks(findings) -> list[str]:
+    return [finding.mark for finding in findings]
+
+
+def test_here_nothing_is_at_fault_and_every_line_begins_with_its_mark(capsys):
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} <= {OK, WARNING}
+    names = {line[9:25].strip() for line in lines}
+    assert {"Python", "MXNet", "numpy", "threads", "GPU", "free disk", "free memory"} <= names
+    assert any("1.9.1" in line and "MKLDNN" in line for line in lines)
+
+
+def test_a_fault_is_exit_code_1(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding(FAULT, "MXNet", "is broken", "mend it")])
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().out.split() == ["fault", "MXNet", "is", "broken", "-", "mend", "it"]
+
+
+def test_an_mxnet_that_does_not_load_is_told_with_its_fix(look, monkeypatch):
+    def refuse(name):
+        raise InputError(
+            "mxnet and mxnet-cu112 are installed side by side but own the same folder - pip uninstall -y x"
+        )
+
+    monkeypatch.setattr(runtime, "__getattr__", refuse)
+    (found,) = look(flavours=("mxnet", "mxnet-cu112"))["MXNet"]
+    assert (found.mark, found.fix) == (FAULT, "pip uninstall -y x")
+    assert found.found.startswith("mxnet and mxnet-cu112 are installed side by side")
+
+
+@pytest.mark.parametrize(("version", "mark"), [("1.20.3", OK), ("1.23.5", OK), ("1.26.4", OK), ("2.0.1", FAULT)])
+def test_numpy(look, version, mark):
+    assert marks(look(numpy=version)["numpy"]) == [mark]
+
+
+@pytest.mark.parametrize(
+    ("version", "distutils", "mark"),
+    [((3, 7), True, FAULT), ((3, 8), True, OK), ((3, 11), True, OK), ((3, 12), True, WARNING), ((3, 12), False, FAULT)],
+)
+def test_python(look, monkeypatch, version, distutils, mark):
+    monkeypatch.setattr(doctor.sys, "version_info", (*version, 0, "final", 0))
+    find = doctor.importlib.util.find_spec
+    monkeypatch.setattr(
+        doctor.importlib.util,
+        "find_spec",
+        lambda name: (types.SimpleNamespace() if distutils else None) if name == "distutils" else find(name),
+    )
+    assert marks(look()["Python"]) == [mark]
+
+
+@pytest.mark.parametrize(
+    ("asked", "mark"), [("", OK), ("1", OK), ("100000", WARNING), ("0", WARNING), ("all", WARNING)]
+)
+def test_threads(look, asked, mark):
+    assert marks(look(threads=asked)["threads"]) == [mark]
+
+
+def test_settings_that_slow_everything_down_are_named(look, monkeypatch):
+    assert "environment" not in look()
+    monkeypatch.setenv("MXNET_MKLDNN_ENABLED", "0")
+    monkeypatch.setenv("MXNET_ENGINE_TYPE", "ThreadedEnginePerDevice")
+    (found,) = look()["environment"]
+    assert found.mark == WARNING
+    assert "MXNET_MKLDNN_ENABLED=0" in found.found
+
+
+def test_without_a_gpu_the_cpu_build_is_right_and_the_cuda_build_a_fault(look):
+    assert marks(look()["GPU"]) == [OK]
+    found = look(flavours=["mxnet-cu112"])
+    assert marks(found["GPU"]) == [FAULT]
+    assert "mxnet-cu112" in found["GPU"][0].fix  # what to take out
+
+
+def test_a_gpu_that_the_build_does_not_use(look):
+    found = look(Survey((RTX,), (12, 2), ""))
+    assert marks(found["GPU"]) == [OK, WARNING]
+    assert "[cu112]" in found["GPU"][1].fix
+    assert marks(found["driver"]) == [OK]
+
+
+def test_a_gpu_without_code_in_mxnet(look):
+    found = look(Survey((HOPPER, RTX), (12, 2), ""), flavours=["mxnet-cu112"])
+    assert marks(found["GPU"]) == [WARNING, OK]
+    assert "5.0 to 8.9" in found["GPU"][0].fix
+    assert marks(look(Survey((HOPPER,), (12, 2), ""))["GPU"]) == [WARNING]  # the CPU build is right for it
+
+
+def test_a_driver_that_is_too_old(look):
+    survey = Survey((RTX,), (10, 2), "")
+    assert marks(look(survey, flavours=["mxnet-cu112"])["driver"]) == [FAULT]
+    assert marks(look(survey)["driver"]) == [WARNING]
+
+
+def test_cuda_libraries_are_loaded_one_by_one(look, monkeypatch, tmp_path):
+    """A good one, one that is no library, and one that pip has not brought."""
+    bad = tmp_path / "libbad.so.1"
+    bad.write_bytes(b"no library")
+    good = tmp_path / "libgood.so.1"
+    source = tmp_path / "empty.c"
+    source.write_text("")
+    if subprocess.run(["cc", "-shared", "-o", str(good), str(source)], check=False).returncode:
+        pytest.skip("no C compiler")
+    files = {"a/lib/libgood.so.*": [good], "b/lib/libbad.so.*": [bad], "c/lib/libnone.so.*": []}
+    monkeypatch.setattr(runtime, "cuda_files", lambda: files)
+    found = look(Survey((RTX,), (12, 2), ""), flavours=["mxnet-cu112"])["CUDA library"]
+    assert marks(found) == [OK, FAULT, WARNING]
+    assert [finding.found.split()[0].rstrip(":") for finding in found] == ["libgood.so.1", "libbad.so.1", "libnone"]
+
+
+def test_little_space_is_a_warning_with_what_to_do(look, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(doctor, "_available_memory", lambda: 1 << 30)
+    found = look()
+    assert marks(found["free disk"] + found["free memory"]) == [WARNING, WARNING]
+    assert "batch_size" in found["free memory"][0].fix
+
+
+def test_it_runs_where_nothing_of_mxnet_is_installed(tmp_path):
+    """In an interpreter that cannot see MXNet: a fault with the command that installs it, no traceback."""
+    code = (
+        "import importlib.util, importlib.metadata, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'mxnet' else find(name, *a)\n"
+        "from vargface import runtime\n"
+        "runtime.flavours = lambda: []\n"
+        "from vargface.cli import main\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(FAULT)]
+    assert "MXNet is not installed" in line
+    assert "pip install" in line
