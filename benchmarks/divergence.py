@@ -30,6 +30,7 @@ from vargface.symbols import margin_softmax  # noqa: E402
 from vargface.training import fit, objective  # noqa: E402
 from vargface.training.report import history_of  # noqa: E402
 
+MS1M_CLASSES = 93_431
 KEYS = ["multiplier=0.25", "embedding_size=128", "batch_size=32", "schedule=cosine", "lr=0.1", "log_every=1"]
 
 
@@ -72,6 +73,11 @@ def insightface_head(
     )
 
 
+def of_ms1m(head: Callable) -> Callable:
+    """Return `head` with as many classes as ms1m-retinaface has, of which the data set has a few."""
+    return lambda *tensors, **options: head(*tensors, **{**options, "num_classes": MS1M_CLASSES})
+
+
 def xavier(factor: str, magnitude: float, kind: str = "gaussian") -> Callable[[], mx.init.Initializer]:
     """Return a maker of MXNet's Xavier."""
     return lambda: mx.init.Xavier(rnd_type=kind, factor_type=factor, magnitude=magnitude)
@@ -98,6 +104,8 @@ CELLS = {
     "batch 128": Cell(("batch_size=128",)),
     "InsightFace's head": Cell(head=insightface_head),
     "InsightFace's head, lr 1": Cell(("lr=1",), head=insightface_head),
+    "93,431 classes": Cell(head=of_ms1m(margin_softmax.get_symbol)),
+    "93,431 classes, InsightFace's head": Cell(head=of_ms1m(insightface_head)),
     "native PReLU": Cell(native=True),
     "native PReLU, InsightFace's head": Cell(native=True, head=insightface_head),
 }
