@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
@@ -143,6 +144,41 @@ def test_cuda_libraries_are_loaded_one_by_one(look, monkeypatch, tmp_path):
     found = look(Survey((RTX,), (12, 2), ""), flavours=["mxnet-cu112"])["CUDA library"]
     assert marks(found) == [OK, FAULT, WARNING]
     assert [finding.found.split()[0].rstrip(":") for finding in found] == ["libgood.so.1", "libbad.so.1", "libnone"]
+
+
+STUB = r"""
+#include <string.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDriverGetVersion(int *version) { *version = 11080; return 0; }
+int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Stub GPU", size); return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 6; return 0; }
+"""
+
+
+@pytest.mark.skipif(
+    "VARGFACE_CU112" not in os.environ,
+    reason="set VARGFACE_CU112 to the Python of an environment with '.[cu112]' (2.1 GB of downloads)",
+)
+def test_the_cuda_build_and_its_libraries_load_with_a_driver_that_is_a_stub(tmp_path):
+    """Every symbol of the driver's that libmxnet.so wants, so that it loads; no GPU does anything."""
+    python = os.environ["VARGFACE_CU112"]
+    where = "import importlib.util as u; print(u.find_spec('mxnet').submodule_search_locations[0])"
+    folder = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip()
+    listed = subprocess.run(["nm", "-D", f"{folder}/libmxnet.so"], capture_output=True, text=True, check=True).stdout
+    wanted = {line.split()[1].split("@")[0] for line in listed.splitlines() if line.split()[0] == "U"}
+    others = sorted(name for name in wanted if name[:2] == "cu" and name[2:3].isupper() and f" {name}(" not in STUB)
+    source = tmp_path / "stub.c"
+    source.write_text(STUB + "".join(f"int {name}(void) {{ return 100; }}\n" for name in others))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), str(source)], check=True)
+    code = "import sys; from vargface.cli import main; sys.exit(main(['doctor']))"
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert any("mxnet-cu112" in line and "CUDNN" in line for line in lines)
+    assert sum(line.startswith("ok       CUDA library") for line in lines) == 17
 
 
 def test_little_space_is_a_warning_with_what_to_do(look, monkeypatch):

@@ -1,0 +1,192 @@
+"""Every command in the documents and in `--help` is run, on small stand-ins for the files that it names."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+
+from vargface import cli, demo
+from vargface.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# what is as long as its user has patience for, made short
+SHORTER = {
+    "--identities 200 --images 50": "--identities 4 --images 2 --pairs 20",
+    "--identities 1000 --images 20 --pairs 20": "--identities 4 --images 2 --pairs 20",
+    "--identities 40 --images 10 --pairs 30": "--identities 4 --images 2 --pairs 20",
+    "--min-images 5": "--min-images 2",
+    "--pairs 600": "--pairs 6",
+    "--calibrate ../shared/faces/real-mini": "--calibrate faces_ms1m-retinaface",
+    "data=... teacher=... out=...": "data=ms1m teacher=r100/model,0 out=runs/dots",
+}
+FEW_STEPS = ["steps=2", "warmup_steps=1", "batch_size=4", "multiplier=0.25", "generations=1", "report=False"]
+# words that the commands of this name get at their end, so that they end soon
+ENDINGS = {
+    "demo": ["steps=2", "warmup_steps=1", "batch_size=4", "lr=0.001"],
+    "train": ["embedding_size=128", "lr=0.001", *FEW_STEPS],
+    "study": ["--seeds", "1"],
+    "lfr score": ["--fpr", "1e-1"],
+}
+# not commands of ours, or what every other one needs done first
+OTHERS = ("make train-student", "make test", "pip install", ".venv/bin/python benchmarks/")
+
+
+def commands_in(text: str) -> list[str]:
+    """The commands in the shell blocks of a document, comments and line breaks gone."""
+    found = []
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = re.sub(r"(^|\s)#.*", "", line).strip()
+            if line:
+                found.append(re.sub(r"\s+", " ", line).replace(".venv/bin/vargface", "vargface"))
+    return found
+
+
+def examples_of_help(parser: argparse.ArgumentParser) -> list[str]:
+    """The example of each command's `--help`; each command has one."""
+    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if nested:
+        return [example for command in nested[0].choices.values() for example in examples_of_help(command)]
+    assert (parser.epilog or "").startswith("example: vargface "), f"{parser.prog}: --help has no example"
+    return [parser.epilog[len("example: ") :]]
+
+
+DOCUMENTED = list(dict.fromkeys(command for path in DOCUMENTS for command in commands_in(path.read_text())))
+EXAMPLES = list(dict.fromkeys([*DOCUMENTED, *examples_of_help(cli._parser())]))
+OURS = [command for command in EXAMPLES if command.startswith("vargface ") and not command.startswith("vargface demo")]
+MAKES = [command for command in EXAMPLES if command.startswith("make ")]
+
+
+def write(path: Path, identity: int, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), tiny.image(identity, number))
+
+
+def photos(folder: Path) -> None:
+    for identity in range(tiny.IDENTITIES):
+        for number in range(4):
+            write(folder / f"person{identity}" / f"{number}.png", identity, number)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory, data):
+    """A folder in which the files that the documents name exist, the demo of `make train-student` first."""
+    stage = tmp_path_factory.mktemp("stage")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(stage)
+        patch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+        small = {"identities": 4, "images_per_identity": 3, "pairs": 20, "seed": 0}
+        patch.setattr(demo, "DATA", small)
+        (command,) = [command for command in EXAMPLES if command.startswith("vargface demo")]
+        assert main([*shlex.split(command)[1:], *ENDINGS["demo"]]) == 0
+    student, teacher = Path("runs/demo/student/student"), Path("runs/demo/teacher/teacher")
+    for model, copies in {
+        f"{student},1": ["student,120", "runs/lfr-student/gen-2/student,120", "runs/real-mini/student,4"],
+        f"{teacher},1": ["r100/model,0", "y1/model,0", "runs/lfr-teacher/teacher,120"],
+    }.items():
+        prefix = stage / model.partition(",")[0]
+        for copy in copies:
+            target, _, number = (stage / copy).as_posix().partition(",")
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(f"{prefix}-symbol.json", f"{target}-symbol.json")
+            shutil.copy(f"{prefix}-0001.params", f"{target}-{int(number):04d}.params")
+    for name in ("faces_ms1m-retinaface", "ms1m", "faces/real-mini"):
+        shutil.copytree(data, stage / name)
+    for name in ("pairs.bin", "lfw.bin"):
+        shutil.copy(data / "pairs.bin", stage / name)
+    for name in ("photos", "photos-of-others", "photos/aligned", "photos/aligned-others"):
+        photos(stage / name)
+    for number in range(3):
+        write(stage / "aligned" / f"{number}.png", 0, number)
+    write(stage / "photo.png", 1, 1)
+    (stage / "list.txt").write_text("photo.png\naligned/1.png\n")
+    np.save(stage / "array.npy", np.stack([tiny.image(0, 0), tiny.image(1, 0)]))
+    (stage / "pairs.txt").write_text("person0/0.png person0/1.png 1\nperson0/0.png person1/1.png 0\n" * 10)
+    shutil.copytree(ROOT / "recipes", stage / "recipes")
+    (stage / "docs" / "images").mkdir(parents=True)
+    submission(stage)
+    return stage
+
+
+def submission(stage: Path) -> None:
+    """What the LFR commands are given: images, their list, labels."""
+    names = [f"{identity}_{number}.png" for identity in range(tiny.IDENTITIES) for number in range(5)]
+    for name in names:
+        identity, number = map(int, name[:-4].split("_"))
+        write(stage / "lfr_images" / name, identity, number)
+    (stage / "lfr_images" / "filelist.txt").write_text("".join(f"{name}\n" for name in names))
+    (stage / "labels.txt").write_text("".join(f"{name[0]}\n" for name in names))
+
+
+def shortened(command: str) -> list[str]:
+    for long, short in SHORTER.items():
+        command = command.replace(long, short)
+    if command == "vargface synth data/synthetic":
+        command += " --identities 4 --images 2 --pairs 20"
+    words = shlex.split(command)[1:]
+    for name, ending in ENDINGS.items():
+        if " ".join(words).startswith(name):
+            words += ending
+    return words
+
+
+@pytest.mark.slow
+def test_every_command_runs_as_it_is_documented(stage, monkeypatch, capsys):
+    """In the documents' order, since one command's output is another's input."""
+    monkeypatch.chdir(stage)
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    from vargface.study import summary
+
+    monkeypatch.setattr(summary, "HELD_OUT", 4)
+    study = stage / "recipes" / "study" / "real_mini.py"
+    study.write_text(f"{study.read_text()}\nrecipe.update(batch_size=4, steps=2, warmup_steps=1)\n")
+    study.write_text(f"{study.read_text()}\ncells, main, comparisons = {{'one': {{}}}}, [], []\n")
+    for command in OURS:
+        if command.startswith("vargface synth"):  # which takes no folder that is there already
+            shutil.rmtree("data/synthetic", ignore_errors=True)
+        if "1-of-2.npz" in command:  # what the parts of a score come from
+            assert main(["lfr", "score", "feat.bin", "labels.txt", "--part", "1/2", "--fpr", "1e-1"]) == 0
+            assert main(["lfr", "score", "feat.bin", "labels.txt", "--part", "2/2", "--fpr", "1e-1"]) == 0
+        code = main(shortened(command))
+        assert code == 0, f"{command}: exit code {code}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("command", MAKES)
+def test_every_make_command_is_a_door_that_runs_what_parses(command):
+    done = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.replace("\\\n", " ").splitlines() if line.startswith(".venv/bin/vargface ")]
+    assert lines or "pytest" in done.stdout or "ruff" in done.stdout
+    for line in lines:
+        cli._parser().parse_args(shlex.split(line)[1:])
+
+
+def test_no_command_of_the_documents_is_left_out():
+    unknown = [command for command in DOCUMENTED if not command.startswith(("vargface ", "make ", *OTHERS))]
+    assert not unknown
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path):
+    text = path.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http:", "https:")):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), f"{path.name}: {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in slugs, f"{path.name}: {target}"
