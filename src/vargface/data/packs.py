@@ -145,15 +145,17 @@ class _ImagesInFile(Sequence):
             ) from error
 
 
-def _images(path: Path, images: Any, strings: StringsInFile) -> _ImagesInFile:
+def _images(path: Path, images: Any, strings: StringsInFile) -> Sequence[bytes]:
     if isinstance(images, Array):
-        # one-byte truth values or numbers: their list would hold no images
-        raise InputError(f"{path}: image 0 (pair 0) is a number, not encoded bytes - get the pack anew")
-    if not isinstance(images, (Items, tuple)):
+        in_memory = images.dtype.kind == "S"  # one string, of which each image is a part
+        images = _items(images, strings)
+        if in_memory:
+            return images
+    if not isinstance(images, (Items, tuple, list)):
         raise InputError(f"{path}: its images are no list - give a verification pack (.bin)")
     places = np.empty(len(images), dtype=np.int64)
     for number, image in enumerate(images):
-        place = image.content if isinstance(image, Array) else image
+        place = image.content if isinstance(image, Array) and image.dtype.itemsize == 1 else image
         if not isinstance(place, ByteString):
             kind = type(place).__name__.strip("_").lower()
             raise InputError(f"{path}: {_image_name(number)} is a {kind}, not encoded bytes - get the pack anew")
@@ -162,10 +164,17 @@ def _images(path: Path, images: Any, strings: StringsInFile) -> _ImagesInFile:
 
 
 def _flags(path: Path, issame: Any, strings: StringsInFile) -> np.ndarray:
-    if isinstance(issame, Array):
-        issame = np.frombuffer(strings.read(issame.content), dtype=issame.dtype).tolist()
-    elif isinstance(issame, Items):
-        issame = list(issame)
-    if not (isinstance(issame, (list, tuple)) and all(type(same) in (bool, int) and same in (0, 1) for same in issame)):
+    same = _items(issame, strings) if isinstance(issame, Array) else issame
+    if not (
+        isinstance(same, (list, tuple, Items))
+        and all(type(each) in (bool, int, float) and each in (0, 1) for each in same)
+    ):
         raise InputError(f"{path}: its second part is no list of True and False - give a verification pack (.bin)")
-    return np.array(issame, dtype=bool)
+    return np.array(list(same), dtype=bool)
+
+
+def _items(array: Array, strings: StringsInFile) -> Items | list:
+    """Return the items of an array of one dimension."""
+    if isinstance(array.content, Items):
+        return array.content
+    return np.frombuffer(strings.read(array.content), dtype=array.dtype).tolist()

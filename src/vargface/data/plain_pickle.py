@@ -1,16 +1,21 @@
 """Reads a pickle of plain data without running it, and leaves its byte strings in the file.
 
 A pickle is a program for a stack machine that can import and call anything. The machine here knows the instructions of
-lists, tuples, numbers, strings and one-byte numpy arrays; there is nothing in it that imports, calls or sets. A byte
-string is not loaded: what stands for it is where in the file its instruction is, eight bytes for an image of any size.
-(Instructions: Python's `pickletools`.)
+lists, tuples, numbers, strings, and numpy's numbers, bytes and arrays of these; there is nothing in it that imports,
+calls or sets. A byte string is not loaded: what stands for it is where in the file its instruction is, eight bytes for
+an image of any size. The instructions and their arguments are `pickletools`' but for strings: its `genops` fails at
+Python 2's text pickles, whose strings are not ASCII, and `pickle.Unpickler` would load all images, whatever it allows.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import os
+import pickletools
+import re
 import struct
+import types
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,11 +30,10 @@ _BYTES = {b"U": "<B", b"T": "<i", b"C": "<B", b"B": "<I", b"\x8e": "<Q", b"\x96"
 _TEXT = {b"\x8c": "<B", b"X": "<I", b"\x8d": "<Q"}
 # the same in a line of text
 _BYTES_LINE, _TEXT_LINE = b"S", b"V"
-_NUMBERS = {b"K": "<B", b"M": "<H", b"J": "<i"}
+# instructions that push their argument
+_NUMBERS = (b"I", b"J", b"K", b"M", b"L", b"\x8a", b"\x8b", b"F", b"G")
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
-_PUT = {b"q": "<B", b"r": "<I"}
-_GET = {b"h": "<B", b"j": "<I"}
-_SKIPPED = {b"\x80": 1, b"\x95": 8}  # the protocol's number, the length of a frame
+_NOTHING = (b"\x80", b"\x95")  # the protocol's number, the length of a frame
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 # names that a pickle of plain data may speak of -> what stands for them
 _NAMES = {("_codecs", "encode"): "encode", ("numpy", "dtype"): "dtype", ("numpy", "ndarray"): "ndarray"}
@@ -39,7 +43,9 @@ for _module in ("numpy.core", "numpy._core"):
     _NAMES[f"{_module}.multiarray", "scalar"] = "scalar"
     _NAMES[f"{_module}.multiarray", "_reconstruct"] = "reconstruct"
     _NAMES[f"{_module}.numeric", "_frombuffer"] = "frombuffer"
-_LONGEST_LINE = 1 << 26
+# types of array that can be read here: truth values, numbers, bytes, objects that are plain data themselves
+_DTYPES = re.compile(rb"[<>|=]?(\?|b1|[iu][1248]|f[248]|[Sa]\d{0,9}|O8?)")
+_LONGEST_LINE, _LONGEST_NAME = 1 << 26, 1 << 16
 _READ = 1 << 14
 _UNSET = -(1 << 63)
 
@@ -73,10 +79,10 @@ class _Dtype:
 
 
 class Array:
-    """A numpy array of truth values or bytes: its type, and its content as a byte string."""
+    """A numpy array: its type, and its content as a byte string, or as a list where the type is object."""
 
-    dtype: np.dtype
-    content: ByteString
+    dtype = np.dtype(np.uint8)
+    content: Any = _EMPTY
 
 
 class Items:
@@ -141,7 +147,8 @@ class StringsInFile:
 def load_plain(path: str | Path) -> tuple[Any, StringsInFile]:
     """Return what the pickle in file `path` holds, and what reads its byte strings.
 
-    Lists come as `Items`, byte strings as `ByteString`, arrays as `Array`; tuples, numbers, None as they are.
+    Lists come as `Items`, byte strings as `ByteString`, arrays as `Array`; tuples, numbers, None as they are, numpy's
+    scalars as Python's.
     Raises Refused where the pickle asks for anything else, ValueError where it is damaged or none, OSError.
     """
     strings = StringsInFile(path)
@@ -172,55 +179,53 @@ class _Machine:
 
     def __init__(self, file: Any, strings: StringsInFile) -> None:
         self._file, self._strings = file, strings
-        self._at = 0
         self._stack: list = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
         self._memo_strings = array("q")
         self._memo_size = 0
-        self._rare = self._rarer_instructions()
+        self._instructions = self._what_they_do()
 
     def run(self) -> Any:
         """Return what is on the stack at the end."""
+        read = types.SimpleNamespace(read=self._file.read, readline=lambda: self._file.readline(_LONGEST_NAME))
         while True:
-            place, code = self._at, self._take(1)
+            place = self._file.tell()
+            code = self._file.read(1)
             if code in _BYTES or code in _TEXT:
                 self._string(place, code)
             elif code in (_BYTES_LINE, _TEXT_LINE):
                 self._line()
                 self._push((ByteString if code == _BYTES_LINE else _Text)(place))
-            elif code in _NUMBERS:
-                self._push(self._number(_NUMBERS[code]))
-            elif code in _CONSTANTS:
-                self._push(_CONSTANTS[code])
-            elif code in _PUT:
-                self._put(self._number(_PUT[code]), self._stack[-1])
-            elif code in _GET:
-                self._push(self._get(self._number(_GET[code])))
-            elif code in _SKIPPED:
-                self._take(_SKIPPED[code])
-            elif code in _TUPLES:
-                self._stack[-_TUPLES[code] :] = [tuple(self._stack[-_TUPLES[code] :])]
             elif code == b".":
                 return self._stack.pop()
+            elif code in self._instructions:
+                takes = pickletools.code2op[code.decode("latin-1")].arg
+                self._instructions[code](*([takes.reader(read)] if takes else []))
+            elif code in (b"P", b"Q"):
+                if code == b"P":
+                    self._line()  # half of all files that are no pickles end here
+                raise Refused("asks for an object outside of the file")
+            elif code in (b"i", b"o", b"\x81", b"\x92", b"\x82", b"\x83", b"\x84"):
+                raise Refused("asks to run a class of its own")
             else:
-                self._rarer(code)
+                raise ValueError(f"instruction {code!r} at byte {place} is unknown" if code else self._ends())
 
-    def _rarer(self, code: bytes) -> None:
-        if code in self._rare:
-            self._rare[code]()
-        elif code in (b"P", b"Q"):
-            if code == b"P":
-                self._line()  # half of all files that are no pickles end here
-            raise Refused("asks for an object outside of the file")
-        elif code in (b"i", b"o", b"\x81", b"\x92", b"\x82", b"\x83", b"\x84"):
-            raise Refused("asks to run a class of its own")
-        else:
-            raise ValueError(f"instruction {code!r} at byte {self._at - 1} is unknown")
-
-    def _rarer_instructions(self) -> dict[bytes, Callable[[], object]]:
+    def _what_they_do(self) -> dict[bytes, Callable[..., object]]:
         stack, push = self._stack, self._push
+        numbers = {code: push for code in _NUMBERS}
+        constants = {code: functools.partial(push, value) for code, value in _CONSTANTS.items()}
+        tuples = {code: functools.partial(self._tuple, size) for code, size in _TUPLES.items()}
+        nothing = {code: lambda _: None for code in _NOTHING}
+        memo = {code: lambda key: self._put(key, stack[-1]) for code in (b"p", b"q", b"r")}
+        memo.update({code: lambda key: push(self._get(key)) for code in (b"g", b"h", b"j")})
         return {
+            **numbers,
+            **constants,
+            **tuples,
+            **nothing,
+            **memo,
+            b"\x94": lambda: self._put(self._memo_size, stack[-1]),
             b"(": lambda: self._marks.append(len(stack)),
             b"]": lambda: push(Items()),
             b")": lambda: push(()),
@@ -235,15 +240,7 @@ class _Machine:
             b"0": stack.pop,
             b"1": self._marked,
             b"2": lambda: push(stack[-1]),
-            b"\x94": lambda: self._put(self._memo_size, stack[-1]),
-            b"p": lambda: self._put(int(self._line()), stack[-1]),
-            b"g": lambda: push(self._get(int(self._line()))),
-            b"I": lambda: push(self._integer_line()),
-            b"L": lambda: push(int(self._line().rstrip(b"L"))),
-            b"F": lambda: push(float(self._line())),
-            b"G": lambda: push(struct.unpack(">d", self._take(8))[0]),
-            b"\x8a": lambda: push(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True)),
-            b"c": lambda: push(_name(self._line(), self._line())),
+            b"c": lambda name: push(_name(*name.split(" ", 1))),
             b"\x93": lambda: push(_name(*reversed([self._text(stack.pop()), self._text(stack.pop())]))),
             b"R": self._reduce,
             b"b": self._build,
@@ -251,34 +248,20 @@ class _Machine:
 
     # --- the file
 
-    def _take(self, count: int) -> bytes:
-        taken = self._file.read(count)
-        if len(taken) < count:
-            raise ValueError(f"it ends at byte {self._strings.size}, in the middle")
-        self._at += count
-        return taken
+    def _ends(self) -> str:
+        return f"it ends at byte {self._strings.size}, in the middle"
 
-    def _number(self, form: str) -> int:
-        return struct.unpack(form, self._take(struct.calcsize(form)))[0]
-
-    def _line(self) -> bytes:
-        line = self._file.readline(_LONGEST_LINE)
-        if not line.endswith(b"\n"):
-            raise ValueError(f"it ends at byte {self._strings.size}, in the middle")
-        self._at += len(line)
-        return line[:-1]
+    def _line(self) -> None:
+        if not self._file.readline(_LONGEST_LINE).endswith(b"\n"):
+            raise ValueError(self._ends())
 
     def _string(self, place: int, code: bytes) -> None:
-        length = self._number(_BYTES.get(code) or _TEXT[code])
-        if not 0 <= length <= self._strings.size - self._at:
-            raise ValueError(f"it ends at byte {self._strings.size}, in the middle")
+        form = _BYTES.get(code) or _TEXT[code]
+        (length,) = struct.unpack(form, self._file.read(struct.calcsize(form)))
+        if not 0 <= length <= self._strings.size - self._file.tell():
+            raise ValueError(self._ends())
         self._file.seek(length, os.SEEK_CUR)
-        self._at += length
         self._push(ByteString(place) if code in _BYTES else _Text(place))
-
-    def _integer_line(self) -> int | bool:
-        line = self._line()
-        return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line)
 
     # --- the stack
 
@@ -297,6 +280,9 @@ class _Machine:
             raise TypeError(type(into))
         for item in items:
             into.append(item)
+
+    def _tuple(self, size: int) -> None:
+        self._stack[-size:] = [tuple(self._stack[-size:])]
 
     def _list(self, items: Sequence) -> None:
         self._push(Items())
@@ -320,10 +306,10 @@ class _Machine:
 
     # --- what may be built
 
-    def _text(self, place: Any) -> bytes:
+    def _text(self, place: Any) -> str:
         if not isinstance(place, _Text):
             raise TypeError(type(place))
-        return self._strings.read(place)
+        return self._strings.read(place).decode("latin-1")
 
     def _reduce(self) -> None:
         arguments, name = self._stack.pop(), self._stack.pop()
@@ -343,8 +329,12 @@ class _Machine:
         state, value = self._stack.pop(), self._stack[-1]
         if isinstance(value, Array):
             _, _, of_type, _, content = state
-            value.dtype, value.content = of_type.dtype, self._as_bytes(content)
-        elif not isinstance(value, _Dtype):  # byte order and fields: one-byte types have none
+            value.dtype, value.content = of_type.dtype, content
+            if not (value.dtype.hasobject and isinstance(content, Items)):
+                value.content = self._as_bytes(content)
+        elif isinstance(value, _Dtype):  # byte order; the types here have no fields
+            value.dtype = value.dtype.newbyteorder(self._strings.read(self._as_bytes(state[1])).decode("ascii"))
+        else:
             raise Refused(f"sets the state of a {type(value).__name__.strip('_').lower()}")
 
     def _as_bytes(self, content: Any = _EMPTY, _encoding: Any = None) -> ByteString:
@@ -356,12 +346,15 @@ class _Machine:
 
     def _as_dtype(self, name: Any, *_: Any) -> _Dtype:
         name = self._strings.read(self._as_bytes(name))
-        if name not in (b"b1", b"?", b"u1"):
+        if not _DTYPES.fullmatch(name):
             raise Refused(f"holds an array of type {name!r}"[:100])
         return _Dtype(np.dtype(name.decode("ascii")))
 
-    def _as_scalar(self, of_type: _Dtype, content: Any) -> int:
-        return int(np.frombuffer(self._strings.read(self._as_bytes(content)), dtype=of_type.dtype, count=1)[0])
+    def _as_scalar(self, of_type: _Dtype, content: Any) -> Any:
+        content = self._as_bytes(content)
+        if of_type.dtype.kind == "S":
+            return content
+        return np.frombuffer(self._strings.read(content), dtype=of_type.dtype, count=1)[0].item()
 
     def _from_buffer(self, content: Any, of_type: _Dtype, *_: Any) -> Array:
         made = Array()
@@ -369,8 +362,8 @@ class _Machine:
         return made
 
 
-def _name(module: bytes, name: bytes) -> _Name:
+def _name(module: str, name: str) -> _Name:
     try:
-        return _Name(_NAMES[module.decode(), name.decode()])
+        return _Name(_NAMES[module, name])
     except KeyError:
-        raise Refused(f"asks to run {module.decode()}.{name.decode()}"[:100]) from None
+        raise Refused(f"asks to run {module}.{name}"[:100]) from None
