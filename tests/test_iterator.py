@@ -35,7 +35,7 @@ def encoded(number: int, size: tuple[int, int] = SIZE) -> bytes:
 
 
 def write(folder, images):
-    with RecordWriter(folder, SIZE) as writer:
+    with RecordWriter(folder, -(-len(images) // EACH), SIZE) as writer:
         for number, image in enumerate(images):
             writer.add(number // EACH, image)
     return FaceRecords(folder)
@@ -199,6 +199,20 @@ def test_reset_in_the_middle_goes_to_the_next_epoch(iterate):
 def test_seek_outside(iterate, epoch, batch):
     with pytest.raises(ValueError, match="outside"):
         iterate(4).seek(epoch, batch)
+
+
+@pytest.mark.parametrize("parts, batch_size", [(2, 3), (3, 4), (5, 5), (7, 1)])
+def test_parts_are_disjoint_and_of_equal_length_whatever_is_left_over(iterate, parts, batch_size):
+    """And nobody waits: each ends by itself after as many batches as the others, in every epoch."""
+    iterators = [iterate(batch_size, seed=5, part=part, num_parts=parts) for part in range(parts)]
+    for epoch in range(2):
+        seen = [[batch.index.tolist() for batch in iterator] for iterator in iterators]
+        assert {len(batches) for batches in seen} == {25 // (parts * batch_size)}
+        positions = [position for batches in seen for batch in batches for position in batch]
+        assert len(positions) == len(set(positions)) == 25 // (parts * batch_size) * parts * batch_size
+        assert set(positions) <= set(epoch_order(25, 5, epoch)[: len(positions)])
+        for iterator in iterators:
+            iterator.reset()
 
 
 def test_workers_share_out_the_batches_of_one(iterate):
@@ -429,7 +443,7 @@ def test_a_file_that_is_replaced_is_read_to_the_end(tmp_path, iterate):
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_identities_of_few_images_are_left_out(tmp_path, iterate, shuffled):
-    with RecordWriter(tmp_path / "data", SIZE) as writer:
+    with RecordWriter(tmp_path / "data", 4, SIZE) as writer:
         for number, identity in enumerate([0, 0, 0, 1, 2, 2, 2, 2, 3, 3]):
             writer.add(identity, encoded(number))
     folder = tmp_path / "data"
@@ -530,8 +544,49 @@ def test_a_stuck_process_is_started_anew(iterate, monkeypatch, caplog):
 
 def test_processes_that_always_die_are_an_error(iterate, monkeypatch):
     monkeypatch.setattr(pool.sys, "executable", "/bin/false")
-    with pytest.raises(InputError, match="ended with exit code 1 3 times with nothing done in between"):
+    with pytest.raises(InputError, match="ended 3 times with nothing done in between, at last ended with"):
         next(iterate(4, workers=1))
+
+
+# a decoder that a picture brings down, as a fault in a codec would; without the trainer's folder in its path it finds
+# this by PYTHONPATH
+CRASHES = """
+import os, signal
+from vargface.data import samples
+def decode(encoded, decode=samples.decode):
+    if encoded == b"crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return decode(encoded)
+samples.decode = decode
+"""
+
+
+def crashing(folder, monkeypatch, how):
+    """Records of which one, the eighth, ends the process that decodes it."""
+    images = [encoded(number) for number in range(20)]
+    images[7] = b"crash"
+    monkeypatch.setattr(pool, "_PROGRAM", CRASHES.replace("SIGSEGV", how) + pool._PROGRAM)
+    return write(folder, images)
+
+
+def test_an_image_at_which_processes_die_is_told_of_and_left_out(tmp_path, iterate, monkeypatch, caplog):
+    """Also where the other half of its batch is done again every time."""
+    records = crashing(tmp_path, monkeypatch, "SIGSEGV")
+    iterator = iterate(20, records=records, workers=2, max_bad=0.1)
+    assert next(iterator).index.tolist() == expected_epoch({7}, 20, 0)
+    said = "train.rec: record 8: the process that decoded it was killed by SIGSEGV 3 times - build the data set without"
+    assert said in iterator.faults[7] and f"{said} it; skipped, record " in caplog.text
+    assert "was killed by SIGSEGV, at " in caplog.text and "train.rec: record 8; all are started anew" in caplog.text
+
+
+def test_an_image_at_which_processes_stick_is_told_of(tmp_path, iterate, monkeypatch, caplog):
+    """A disk that does not answer is no fault of the image: it is not left out."""
+    records = crashing(tmp_path, monkeypatch, "SIGSTOP")
+    monkeypatch.setattr(pool, "_STUCK", 3.0)
+    message = r"ended 3 times with nothing done in between, at last stuck, at .*train.rec: record 8 - "
+    with pytest.raises(InputError, match=message):
+        next(iterate(20, records=records, workers=2, max_bad=0.1))
+    assert "no news for 3 s, at " in caplog.text and "train.rec: record 8; the processes" in caplog.text
 
 
 def test_a_bug_in_a_process_comes_with_its_traceback(iterate):
@@ -597,11 +652,57 @@ def test_no_process_outlives_the_trainer(records, how):
         assert (process.returncode, errors) == (0 if how == "exit" else -signal.SIGKILL, "")
 
 
+FORKS = """
+import os, sys, time
+from vargface.data.iterator import FaceIterator
+from vargface.data.records import FaceRecords
+iterator = FaceIterator(FaceRecords(sys.argv[1]), 4, workers=2)
+next(iterator)
+child = os.fork()
+if not child:
+    if sys.argv[2] == "leaves":
+        sys.exit()  # and what was to be done at the trainer's end is done
+    del iterator
+    time.sleep(60)
+    os._exit(0)
+if sys.argv[2] == "leaves":
+    os.waitpid(child, 0)
+    iterator.reset()
+    list(iterator)
+print(child, *iterator.pids, flush=True)
+time.sleep(60)
+"""
+
+
+def test_no_process_outlives_a_trainer_that_has_forked(records):
+    """The child has its end of the socket."""
+    command = [sys.executable, "-c", FORKS, str(records.folder), "stays"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        child, *pids = [int(word) for word in process.stdout.readline().split()]
+        try:
+            assert len(alive(pids)) == 2
+            process.kill()
+            deadline = time.monotonic() + 20
+            while alive(pids) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert not alive(pids) and alive([child])
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_forked_child_that_ends_leaves_the_processes_alone(records):
+    command = [sys.executable, "-c", FORKS, str(records.folder), "leaves"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert len(process.stdout.readline().split()) == 3
+        process.kill()
+        assert process.stderr.read() == ""  # none was started anew
+
+
 def test_memory_of_a_process_does_not_grow_with_the_data_set(tmp_path, iterate):
     """The index is in shared memory, once for all."""
     private = []
     for count in (50, 100_000):
-        with RecordWriter(tmp_path / str(count), SIZE) as writer:
+        with RecordWriter(tmp_path / str(count), 2, SIZE) as writer:
             for number in range(count):
                 writer.add(min(number, 1), encoded(number % 7) if number < 50 else b"tiny")
         iterator = iterate(10, records=FaceRecords(tmp_path / str(count)), workers=1)
@@ -610,6 +711,13 @@ def test_memory_of_a_process_does_not_grow_with_the_data_set(tmp_path, iterate):
         lines = Path(f"/proc/{iterator.pids[0]}/smaps_rollup").read_text().splitlines()
         private.append(sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")))
     assert private[1] - private[0] < 1000  # KiB; an index of its own would be 1,600
+
+
+def test_a_size_that_no_memory_holds(tmp_path, iterate):
+    records = write(tmp_path, [encoded(number) for number in range(20)])
+    records.image_size = (60_000, 60_000)
+    with pytest.raises(InputError, match="decoding: no .* bytes of memory for a batch - set a smaller batch_size"):
+        next(iterate(20, records=records))
 
 
 @pytest.mark.real

@@ -16,6 +16,8 @@ import tiny
 from tensorboardX.proto.event_pb2 import Event
 
 from vargface.checkpoint import load_checkpoint
+from vargface.data.sampling import epoch_order
+from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
 from vargface.training import plan
 from vargface.training.fit import train
@@ -137,6 +139,21 @@ def test_a_run_killed_in_a_verification_logs_it_once(make, tmp_path, method):
     (resumed,) = train(make(**keys))
     tiny.equal(tiny.state(resumed), tiny.state(straight))
     assert logged(resumed) == logged(straight)
+
+
+def test_a_resumed_run_goes_on_counting_unusable_images(make, tmp_path, monkeypatch):
+    order = epoch_order(24, make().seed, 0)
+    with RecordWriter(tmp_path / "data", tiny.IDENTITIES) as writer:
+        for position in range(24):
+            usable = position not in (order[1], order[21])  # in steps 1 and 6
+            writer.add(position // tiny.EACH, tiny.jpeg(position // tiny.EACH, position) if usable else b"no image")
+    tiny.make_pack(tmp_path / "data" / "pairs.bin")
+    recipe = make(data=tmp_path / "data", max_bad=0.05, steps=8)
+    interrupt(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    with pytest.raises(InputError, match="with it 2 of 24 images are unusable, more than max_bad allows"):
+        train(recipe)
 
 
 def test_behind_a_damaged_state_a_run_ends_as_the_straight_one(make, teacher, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ class FaceIterator(mx.io.DataIter):
             of = "" if self._subset is None else f" of identities with {min_images} or more"
             raise InputError(
                 f"{records.folder}: {count} images{of} are fewer than a batch of {batch_size} x {num_parts} workers "
-                "- set a smaller batch"
+                "- set a smaller batch_size"
             )
         shape = (batch_size, 3, *records.image_size)
         self.provide_data = [mx.io.DataDesc("data", shape)]
@@ -235,7 +235,10 @@ class _Here:
     def __init__(self, records: FaceRecords, subset: np.ndarray | None, sampling: Sampling, orders: _Orders) -> None:
         self._records, self._subset, self._sampling, self._orders = records, subset, sampling, orders
         size = Slot.size(sampling.batch_size, records.image_size)
-        memory = [memoryview(bytearray(size)) for _ in range(HELD + 1)]
+        try:
+            memory = [memoryview(bytearray(size)) for _ in range(HELD + 1)]
+        except MemoryError as error:
+            raise InputError(f"decoding: no {size:,} bytes of memory for a batch - set a smaller batch_size") from error
         self.shared = _Shared([Slot(each, sampling.batch_size, records.image_size) for each in memory])
         # OpenCV's own threads would only take cores from training
         cv2.setNumThreads(1)

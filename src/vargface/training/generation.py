@@ -78,6 +78,7 @@ class Generation:
         self._ramp = recipe.margin_ramp if generation == 1 else [0, 0]
         self._watch = Watch(recipe)
         self._faces: Any = faces_of(plan, recipe.seed + generation - 1)
+        self._unusable = self._faces.faults
         self.batches_per_epoch = self._faces.batches_per_epoch
         if teacher is not None:
             self._faces = TaughtIterator(self._faces, teacher)
@@ -192,8 +193,9 @@ class Generation:
 
     def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
         self._step, self._number, self._verified = place["step"], place["number"], place["verified"]
-        # these two are younger than the other three
+        # these three are younger than the others
         self._skipped, updates = place.get("skipped", 0), place.get("updates", place["step"])
+        self._unusable.update({int(position): why for position, why in place.get("unusable", {}).items()})
         if self._step > self._recipe.steps:
             raise InputError(
                 f"{self._folder.path}: steps = {self._recipe.steps}, and the run is at step {self._step} - give as "
@@ -317,6 +319,7 @@ class Generation:
             "verified": self._verified,
             "skipped": self._skipped,
             "updates": self.module._optimizer.num_update,
+            "unusable": {str(position): why for position, why in self._unusable.items()},
         }
 
 
