@@ -3,6 +3,8 @@
     python benchmarks/data_reading.py [DATA] [--batch 256] [--workers 2] [--rounds 7]
     python benchmarks/data_reading.py --start 5000000
 
+Whatever the environment says, OpenMP has `--workers` threads here and OpenCV one.
+
 --clock work counts seconds of work instead of the clock's, as if the cores had nothing else to do: for a machine that
 others use. ImageRecordIter, whose threads decode more than a round ahead, is left out then.
 
@@ -26,6 +28,7 @@ import argparse
 import contextlib
 import itertools
 import logging
+import os
 import random
 import statistics
 import subprocess
@@ -217,7 +220,7 @@ def write_tiny(folder: Path, count: int) -> None:
     """Write a folder of `count` records of 93,431 identities, each an image of 8x8."""
     dot = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     identities = min(93_431, count)
-    with RecordWriter(folder, (8, 8)) as writer:
+    with RecordWriter(folder, identities, (8, 8)) as writer:
         for number in range(count):
             writer.add(number * identities // count, dot)
 
@@ -244,6 +247,13 @@ def start(folder: Path) -> None:
     print(f"every line, every identity record: opened in {whole:.2f} s ({work:.2f} s of work)")
 
 
+def pin_threads(count: int) -> None:
+    """Have OpenMP use `count` threads: MXNet has read their number already, so the program is started anew for it."""
+    cv2.setNumThreads(1)
+    if os.environ.get("OMP_NUM_THREADS") != str(count):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OMP_NUM_THREADS": str(count)})
+
+
 def main() -> None:
     """Print the table, or work as one of its decoders."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -259,7 +269,9 @@ def main() -> None:
     logging.getLogger().setLevel(logging.ERROR)
     if options.decoder:
         decode_rate(options.data, options.images)
-    elif options.start and options.data:
+        return
+    pin_threads(options.workers)
+    if options.start and options.data:
         start(Path(options.data))
     elif options.start:
         with tempfile.TemporaryDirectory() as scratch:

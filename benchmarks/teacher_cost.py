@@ -55,7 +55,7 @@ def make_data(folder: Path) -> None:
     from vargface.data.writer import RecordWriter
 
     random = np.random.default_rng(0)
-    with RecordWriter(folder) as writer:
+    with RecordWriter(folder, CLASSES) as writer:
         for identity in range(CLASSES):
             for _ in range(EACH):
                 image = cv2.resize(random.integers(0, 256, (14, 14, 3), dtype=np.uint8), (112, 112))

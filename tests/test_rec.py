@@ -17,7 +17,7 @@ from vargface.cli import main
 from vargface.data.check import check
 from vargface.data.decoding import decode
 from vargface.data.packs import read_pack
-from vargface.data.recordio import RecordFile
+from vargface.data.recordio import RecordFile, pack, part_bytes
 from vargface.data.records import FaceRecords
 from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
@@ -46,7 +46,7 @@ def photos(tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """An InsightFace folder: 6 identities of 5 images."""
-    with RecordWriter(tmp_path / "data") as writer:
+    with RecordWriter(tmp_path / "data", 6) as writer:
         for number in range(30):
             writer.add(number // 5, encoded(number))
     return tmp_path / "data"
@@ -100,7 +100,13 @@ def test_build_numbers_people_by_name_and_copies_what_fits(photos, tmp_path, cap
     assert contents(tmp_path / "out") == insightface_reads(tmp_path / "out") == expected
     assert (tmp_path / "out" / "identities.txt").read_text().splitlines() == sorted(PEOPLE)
     assert (tmp_path / "out" / "property").read_text() == "3,112,112"
-    assert sorted(os.listdir(tmp_path / "out")) == ["identities.txt", "property", "train.idx", "train.rec"]
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "identities.txt",
+        "images.idx",
+        "property",
+        "train.idx",
+        "train.rec",
+    ]
 
 
 def test_build_leaves_out_small_identities_and_other_files(photos, tmp_path, capsys):
@@ -170,7 +176,40 @@ def test_build_refuses(photos, folder, tmp_path, capsys):
     assert "no folder in it" in refused(capsys, "build", tmp_path / "empty" / "one", tmp_path / "out")
     assert "no image to write" in refused(capsys, "build", tmp_path / "empty", tmp_path / "out")
     assert "has a train.rec already" in refused(capsys, "build", photos, folder)
-    assert "--size 112: give" in refused(capsys, "build", photos, tmp_path / "out", "--size", "112")
+
+
+@pytest.mark.parametrize("size", ["112", "112x", "²x112", "0x112", "112x112x3", "99999x112", "-1x112"])
+def test_build_refuses_what_is_no_size(photos, tmp_path, capsys, size):
+    with pytest.raises(SystemExit) as stopped:
+        rec("build", photos, tmp_path / "out", f"--size={size}")
+    assert stopped.value.code == 2 and "is not HEIGHTxWIDTH" in capsys.readouterr().err
+
+
+def test_build_does_not_wait_for_pipes(photos, tmp_path, capsys):
+    os.mkfifo(photos / "bert" / "pipe.jpg")
+    (photos / "bert" / "folder.jpg").mkdir()
+    (photos / "bert" / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(photos / "pipe")
+    assert "gone.jpg: cannot be read (No such file or directory) - replace it" in refused(
+        capsys, "build", photos, tmp_path / "out"
+    )
+    assert rec("build", photos, tmp_path / "out", "--skip-bad") == 0
+    assert "pipe.jpg: is no file, but a pipe, a device or a folder" in capsys.readouterr().out
+    assert len(contents(tmp_path / "out")) == 8
+    (photos / "bert" / "gone.jpg").unlink()
+    assert "pipe.jpg: is no file" in refused(capsys, "pack", photos, tmp_path / "out.bin", "--pairs", 18)
+
+
+def test_build_refuses_a_line_break_in_a_name(photos, tmp_path, capsys):
+    (photos / "anna\nbert").mkdir()
+    assert r"'anna\nbert' has a line break in its name" in refused(capsys, "build", photos, tmp_path / "out")
+
+
+def test_fewer_identities_than_folders_leave_nothing_that_check_minds(photos, tmp_path):
+    assert rec("build", photos, tmp_path / "out", "--min-images", 4) == 0
+    assert faults(tmp_path / "out") == []
+    assert rec("shuffle", tmp_path / "out", tmp_path / "shuffled") == 0
+    assert len(contents(tmp_path / "shuffled")) == 4
 
 
 # --- check
@@ -214,7 +253,7 @@ def test_check_lists_every_fault_by_record_and_exits_with_1(folder, capsys):
         [
             (3, f"is damaged (no record starts at byte {places[3]}) - copy"),
             (7, "has label 99, not one of property's 6 identities (0..5) - correct"),
-            (9, "has label 3, the others of identity record 32 have 1 - leave it out"),
+            (9, "has label 3, the others of identity record 32 have 1 - correct it where"),
             (12, "is not an image that can be decoded"),
         ],
     ):
@@ -222,10 +261,10 @@ def test_check_lists_every_fault_by_record_and_exits_with_1(folder, capsys):
 
 
 def test_check_without_decoding_finds_cut_jpegs(tmp_path):
-    with RecordWriter(tmp_path) as writer:
+    with RecordWriter(tmp_path, 4) as writer:
         writer.add(0, encoded(0))
         writer.add(0, encoded(1)[:-10])
-        writer.add(1, b"\xff\xd8 neither an image nor cut \xff\xd9")
+        writer.add(1, b"\xff\xd8\xff\xda neither an image nor cut \xff\xd9")
     (found,) = faults(tmp_path, decode_images=False)
     assert "record 2: is a JPEG that is cut short" in found
     cut, none = faults(tmp_path)
@@ -233,7 +272,7 @@ def test_check_without_decoding_finds_cut_jpegs(tmp_path):
 
 
 def test_check_finds_images_twice(tmp_path):
-    with RecordWriter(tmp_path) as writer:
+    with RecordWriter(tmp_path, 4) as writer:
         for identity, number in enumerate([0, 1, 2, 0]):
             writer.add(identity, encoded(number))
         writer.add(3, encoded(0))
@@ -284,6 +323,34 @@ def test_check_of_property(folder):
         assert any(message in line for line in faults(folder)), text
     (folder / "property").unlink()
     assert any("property: cannot read" in line for line in faults(folder))
+
+
+@pytest.mark.parametrize(
+    "labels, stated, message",
+    [
+        ([0, 1, 2], 3, None),
+        ([0, 2, 2], 3, None),  # an identity without images
+        ([0, 1, 2], 400, "property: says 400 identities, the highest label in train.rec is 2 - write 3 as its first"),
+        ([0, 2, 5], 400, "property: says 400 identities, the highest label in train.rec is 5 - write 6 as its first"),
+        ([0, 1, 2], 10**15, "property: says 1000000000000000 identities, and labels (float32) tell 16777216 apart"),
+    ],
+)
+def test_check_of_property_beside_images_alone(tmp_path, labels, stated, message):
+    writer = mx.recordio.MXIndexedRecordIO(str(tmp_path / "train.idx"), str(tmp_path / "train.rec"), "w")
+    for key, label in enumerate(labels):
+        writer.write_idx(key, mx.recordio.pack(mx.recordio.IRHeader(0, float(label), key, 0), encoded(key)))
+    writer.close()
+    (tmp_path / "property").write_text(f"{stated},112,112")
+    found = faults(tmp_path)
+    assert len(found) == (message is not None) and all(message in line for line in found)
+
+
+def test_check_of_images_that_the_index_does_not_list(folder):
+    lines = (folder / "train.idx").read_text().splitlines(keepends=True)
+    (folder / "train.idx").write_text("".join(lines[:4] + lines[5:]))
+    missing, unlisted = faults(folder)
+    assert "train.idx: record 5 is missing" in missing
+    assert f"the record at byte {lines[4].split()[1]}: holds an image and the index does not list it" in unlisted
 
 
 @pytest.mark.parametrize(
@@ -388,7 +455,7 @@ def test_shuffle_leaves_out_what_cannot_be_trained_on(folder, tmp_path, capsys):
     overwrite(folder, places[3], bytes(4))
     overwrite(folder, places[7] + 12, struct.pack("<f", 99.0))
     overwrite(folder, places[12] + 32, bytes(300))
-    assert "record 2 is damaged" in refused(capsys, "shuffle", folder, tmp_path / "out")
+    assert f"the record at byte {places[3]} is damaged" in refused(capsys, "shuffle", folder, tmp_path / "out")
     assert not (tmp_path / "out" / "train.rec").exists()
     assert rec("shuffle", folder, tmp_path / "out", "--skip-bad") == 0
     *lines, last = capsys.readouterr().out.splitlines()
@@ -397,6 +464,33 @@ def test_shuffle_leaves_out_what_cannot_be_trained_on(folder, tmp_path, capsys):
     good = [each for number, each in enumerate(insightface_like(folder)) if number + 1 not in (3, 7, 12)]
     assert sorted(contents(tmp_path / "out")) == sorted(good)
     assert "has a train.rec already" in refused(capsys, "shuffle", folder, tmp_path / "out")
+
+
+LOST = {
+    "no bytes": (lambda: pack(0.0), "holds no image (0 bytes) - leave out all such records: --skip-bad"),
+    "no identity": (lambda: pack(7.0, encoded(1)), "has label 7, not one of property's 6 identities - leave out all"),
+    "damaged": (lambda: pack(0.0, encoded(1))[:12], "is damaged (12 bytes are fewer than a record's header)"),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_shuffle_drops_nothing_without_saying_so(folder, tmp_path, capsys, kind):
+    content, message = LOST[kind]
+    with open(folder / "train.rec", "ab") as file:
+        file.write(part_bytes(content()))
+    assert message in refused(capsys, "shuffle", folder, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+    assert rec("shuffle", folder, tmp_path / "out", "--skip-bad") == 0
+    assert "30 images, without identity records; left out: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind, length", [(0, 12_000), (3, None), (2, None), (1, None)])
+def test_shuffle_sees_a_record_that_has_swallowed_others_or_lost_its_parts(folder, tmp_path, capsys, kind, length):
+    at = offsets(folder)[5] + 4
+    whole = (folder / "train.rec").read_bytes()
+    word = struct.unpack("<I", whole[at : at + 4])[0]
+    overwrite(folder, at, struct.pack("<I", kind << 29 | (length or word)))
+    assert " is damaged (" in refused(capsys, "shuffle", folder, tmp_path / "out")
 
 
 def insightface_like(folder):
@@ -410,7 +504,7 @@ def test_pack_from_lists(photos, tmp_path, capsys):
     (tmp_path / "pairs.tsv").write_text(
         "anna/anna_0001.jpg\tanna/anna_0002.jpg\t1\nanna/anna_0001.jpg\tbert/bert_0001.jpg\t0\n"
     )
-    (tmp_path / "pairs.txt").write_text("1\t2\nanna 1 2\nanna\t1\tbert\t1\n")
+    (tmp_path / "pairs.txt").write_text("1\t2\nanna 1 2\nanna\t1\tbert\t1\n", encoding="utf-8-sig")
     images = [
         (photos / name / f"{name}_{number:04d}.jpg").read_bytes()
         for name, number in [("anna", 1), ("anna", 2), ("anna", 1), ("bert", 1)]
@@ -449,6 +543,7 @@ def test_pack_refuses(photos, tmp_path, capsys):
         ("anna/anna_0001.jpg anna/none.jpg 1\n", "line 1: .*none.jpg: no such image"),
         ("anna 1 9\n", "line 1: .*anna_0009.jpg: no such image"),
         ("\n", "has no pairs"),
+        ("anna ² 1\n", "pairs.txt: line 1: .*anna: no such image"),
     ]:
         path.write_text(text)
         message_of = refused(capsys, "pack", path, out, "--root", photos)
@@ -468,7 +563,7 @@ import resource, sys
 from vargface import cli
 from vargface.cli import main
 from vargface.data.writer import RecordWriter
-with RecordWriter(sys.argv[1] + "/data") as writer:
+with RecordWriter(sys.argv[1] + "/data", 50) as writer:
     for number in range(int(sys.argv[2])):
         writer.add(number * 50 // int(sys.argv[2]), b"image %d" % number)
 data, out = sys.argv[1] + "/data", sys.argv[1] + "/out"

@@ -19,6 +19,7 @@ from vargface.errors import InputError
 from vargface.runtime import mx
 
 MAGIC = struct.pack("<I", 0xCED7230A)
+FILES = ["images.idx", "property", "train.idx", "train.rec"]
 COUNTS = (3, 1, 4, 1, 5)
 IDENTITIES = [identity for identity, count in enumerate(COUNTS) for _ in range(count)]
 
@@ -36,7 +37,7 @@ def jpegs():
 
 @pytest.fixture
 def folder(tmp_path, jpegs):
-    with RecordWriter(tmp_path / "data") as writer:
+    with RecordWriter(tmp_path / "data", len(COUNTS)) as writer:
         for identity, image in zip(IDENTITIES, jpegs):
             writer.add(identity, image)
     return tmp_path / "data"
@@ -87,8 +88,8 @@ def test_records_are_written_and_read_as_mxnet_does(tmp_path, payload):
     ours = [part_bytes(piece) for piece in (b"before", payload, b"after")]
     assert (tmp_path / "theirs.rec").read_bytes() == b"".join(ours)
     file = RecordFile(tmp_path / "theirs.rec")
-    assert bytes(file.payload(1, len(ours[0]))) == payload
-    assert bytes(file.payload(2, len(ours[0]) + len(ours[1]))) == b"after"
+    assert bytes(file.payload(len(ours[0]))) == payload
+    assert bytes(file.payload(len(ours[0]) + len(ours[1]))) == b"after"
 
 
 def test_layout_is_insightface(folder, jpegs):
@@ -105,7 +106,39 @@ def test_layout_is_insightface(folder, jpegs):
         start = 1 + sum(COUNTS[:identity])
         assert (header.flag, list(header.label), image) == (2, [start, start + COUNTS[identity]], b"")
     assert (folder / "property").read_text() == "5,112,112"
-    assert sorted(os.listdir(folder)) == ["property", "train.idx", "train.rec"]
+    assert sorted(os.listdir(folder)) == FILES
+
+
+@pytest.mark.parametrize("settings", [{}, {"shuffle": True}, {"num_parts": 2, "part_index": 1, "shuffle": True}])
+@pytest.mark.parametrize("most", [5, 9])
+def test_the_same_folder_is_read_by_image_record_iter(tmp_path, jpegs, settings, most):
+    """By the index of the images alone; also where fewer identities came than were announced."""
+    with RecordWriter(tmp_path, most) as writer:
+        for identity, image in zip(IDENTITIES, jpegs):
+            writer.add(identity, image)
+    assert contents(FaceRecords(tmp_path)) == list(zip(IDENTITIES, jpegs))
+    iterator = mx.io.ImageRecordIter(
+        path_imgrec=str(tmp_path / "train.rec"),
+        path_imgidx=str(tmp_path / "images.idx"),
+        data_shape=(3, 112, 112),
+        batch_size=7,
+        preprocess_threads=1,
+        verbose=False,
+        **settings,
+    )
+    expected = sorted(IDENTITIES[7:] if "num_parts" in settings else IDENTITIES)
+    for _ in range(2):
+        labels, images = [], []
+        for batch in iterator:
+            labels += batch.label[0].asnumpy().astype(int).tolist()
+            images += list(batch.data[0].asnumpy())
+        assert sorted(labels) == expected
+        iterator.reset()
+    for label, image in zip(labels, images):
+        pixels = [
+            cv2.imdecode(np.frombuffer(jpegs[at], np.uint8), 1) for at, of in enumerate(IDENTITIES) if of == label
+        ]
+        assert min(np.abs(image - each[:, :, ::-1].transpose(2, 0, 1)).max() for each in pixels) <= 2
 
 
 def test_reads_what_it_wrote(folder, jpegs):
@@ -118,7 +151,7 @@ def test_reads_what_it_wrote(folder, jpegs):
 def test_image_that_holds_the_magic_word(tmp_path):
     """An image of more than one read, with the word on a multiple of four of the payload and elsewhere."""
     image = bytes(2) + MAGIC + bytes(2) + MAGIC + bytes(30000) + MAGIC
-    with RecordWriter(tmp_path) as writer:
+    with RecordWriter(tmp_path, 300) as writer:
         writer.add(0, image)
     assert contents(FaceRecords(tmp_path)) == [(0, image)]
     (tmp_path / "train.idx").unlink()
@@ -126,7 +159,7 @@ def test_image_that_holds_the_magic_word(tmp_path):
 
 
 def test_image_size_of_the_writer(tmp_path):
-    with RecordWriter(tmp_path, image_size=(96, 80)) as writer:
+    with RecordWriter(tmp_path, 5, image_size=(96, 80)) as writer:
         writer.add(0, b"image")
     assert FaceRecords(tmp_path).image_size == (96, 80)
 
@@ -155,13 +188,22 @@ def test_without_index_only_images_are_found(folder, jpegs):
     assert contents(FaceRecords(folder)) == list(zip(IDENTITIES, jpegs))
 
 
+def test_without_index_an_image_of_no_bytes_is_not_dropped(tmp_path, jpegs):
+    pieces = [(0, 0.0, jpegs[0]), (1, 0.0, b""), (2, [1.0], b""), (3, 1.0, jpegs[1])]
+    records = FaceRecords(mx_folder(tmp_path / "d", pieces, 2, index=False))
+    assert len(records) == 4
+    for position in (1, 2):
+        with pytest.raises(InputError, match="is not an image .0 bytes. - leave it out: vargface rec shuffle DIR OUT"):
+            records.read(position)
+
+
 def test_labels_with_gaps_are_accepted(tmp_path, jpegs):
     pieces = [(0, [3, 5], b""), (1, 2.0, jpegs[0]), (2, 7.0, jpegs[1]), (3, [1, 2], b""), (4, [2, 3], b"")]
     assert [identity for identity, _ in contents(FaceRecords(mx_folder(tmp_path / "d", pieces, 10)))] == [2, 7]
 
 
 def test_opening_reads_few_records(tmp_path, monkeypatch):
-    with RecordWriter(tmp_path) as writer:
+    with RecordWriter(tmp_path, 300) as writer:
         for identity in range(300):
             writer.add(identity, b"image")
     calls = []
@@ -223,10 +265,19 @@ def test_missing_and_empty_folder(tmp_path):
         FaceRecords(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "five,112,112", "5,112", "5,112,112,3", "0,112,112", "5,-1,112", "5.0,112,112"])
+@pytest.mark.parametrize(
+    "text", ["", "five,112,112", "5,112", "5,112,112,3", "0,112,112", "5,-1,112", "5.0,112,112", "5,112,70000"]
+)
 def test_unreadable_property(folder, text):
     (folder / "property").write_text(text)
     with pytest.raises(InputError, match="property: .*num_classes,height,width"):
+        FaceRecords(folder)
+
+
+@pytest.mark.parametrize("number", [2**24 + 1, 10**15, 10**30])
+def test_property_of_more_identities_than_labels_can_tell_apart(folder, number):
+    (folder / "property").write_text(f"{number},112,112")
+    with pytest.raises(InputError, match=f"property: says {number} identities, and labels .* tell 16777216 apart - wr"):
         FaceRecords(folder)
 
 
@@ -337,7 +388,7 @@ def test_bad_index(folder, change, message):
 
 def test_damaged_record_is_named_when_read(tmp_path):
     """Opening looks at a few records only; the others are checked when they are read."""
-    with RecordWriter(tmp_path) as writer:
+    with RecordWriter(tmp_path, 300) as writer:
         for _ in range(100):
             writer.add(0, b"image")
     offset = int((tmp_path / "train.idx").read_text().splitlines()[1].split("\t")[1])
@@ -377,32 +428,34 @@ def test_record_with_fewer_labels_than_announced(tmp_path):
 
 def test_exception_leaves_what_was_there(folder, jpegs):
     before = contents(FaceRecords(folder))
-    with pytest.raises(FileNotFoundError, match="of the caller"), RecordWriter(folder) as writer:
+    with pytest.raises(FileNotFoundError, match="of the caller"), RecordWriter(folder, 1) as writer:
         writer.add(0, jpegs[0])
         raise FileNotFoundError(errno.ENOENT, "of the caller")
     assert contents(FaceRecords(folder)) == before
-    assert sorted(os.listdir(folder)) == ["property", "train.idx", "train.rec"]
+    assert sorted(os.listdir(folder)) == FILES
 
 
 def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     def refuse(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(InputError, match="out: cannot write .No space left"), RecordWriter(tmp_path / "out") as writer:
+    with pytest.raises(InputError, match="out: cannot write .No space left"), RecordWriter(
+        tmp_path / "out", 1
+    ) as writer:
         writer.add(0, b"image")
         monkeypatch.setattr(os, "fsync", refuse)
     assert os.listdir(tmp_path / "out") == []
 
 
 def test_nothing_to_write(tmp_path):
-    with pytest.raises(InputError, match="no image to write"), RecordWriter(tmp_path / "out"):
+    with pytest.raises(InputError, match="no image to write"), RecordWriter(tmp_path / "out", 1):
         pass
     assert os.listdir(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("identities", [(1,), (0, 2), (0, 1, 0), (-1,)])
-def test_identities_must_ascend_without_gaps(tmp_path, identities):
-    with pytest.raises(ValueError, match="identity"), RecordWriter(tmp_path) as writer:
+@pytest.mark.parametrize("identities", [(1,), (0, 2), (0, 1, 0), (-1,), (0, 1, 2)])
+def test_identities_must_ascend_without_gaps_up_to_the_most_that_was_said(tmp_path, identities):
+    with pytest.raises(ValueError, match="identity"), RecordWriter(tmp_path, 2) as writer:
         for identity in identities:
             writer.add(identity, b"image")
     assert os.listdir(tmp_path) == []

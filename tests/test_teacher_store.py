@@ -147,7 +147,7 @@ def test_what_is_finished_is_not_made_again(data, teacher, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_a_kill_costs_the_shard_at_work_and_leaves_no_process(teacher, tmp_path, records):
-    with RecordWriter(tmp_path / "data") as faces:
+    with RecordWriter(tmp_path / "data", 1) as faces:
         for number in range(3 * 1024):
             faces.add(0, tiny.jpeg(0, number % 50))
     command = [sys.executable, "-c", "import sys; from vargface.cli import main; sys.exit(main())", "teacher-store"]
@@ -273,7 +273,7 @@ def test_a_disk_that_fills_up_is_said_and_nothing_is_half_written(data, teacher,
 
 
 def test_an_image_that_cannot_be_decoded_is_named(data, teacher, tmp_path):
-    with RecordWriter(tmp_path / "data") as faces:
+    with RecordWriter(tmp_path / "data", 1) as faces:
         faces.add(0, tiny.jpeg(0, 0))
         faces.add(0, b"no image")
     with pytest.raises(InputError, match=r"train.rec: record 2 of identity 0 is not an image that can be decoded"):

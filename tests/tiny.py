@@ -56,7 +56,7 @@ def make_pack(path: Path, pairs: int = 10) -> Path:
 
 def make_data(folder: Path, each: int = EACH, first: int = 0) -> Path:
     """An InsightFace folder with one pack, `pairs.bin`; each identity has images `first` to `first + each - 1`."""
-    with RecordWriter(folder) as writer:
+    with RecordWriter(folder, IDENTITIES) as writer:
         for identity in range(IDENTITIES):
             for number in range(first, first + each):
                 writer.add(identity, jpeg(identity, number))

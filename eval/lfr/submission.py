@@ -59,7 +59,7 @@ def read_filelist(folder: str | Path, video: bool = False) -> list[str]:
     """
     path = Path(folder) / FILELIST
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise InputError(f"{path}: cannot read ({reason}) - give the folder that holds the test set") from error

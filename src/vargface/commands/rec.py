@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from vargface.commands import add_command, whole
-from vargface.errors import InputError
 
 __all__ = ["add_to"]
 
@@ -29,7 +29,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     build = _tool(tools, "build", _build, "from a folder an identity to train.rec, train.idx, property", ALIGNED)
     build.add_argument("dir", metavar="DIR", help="holds a folder an identity")
     build.add_argument("out", metavar="OUT")
-    build.add_argument("--size", default="112x112", metavar="HxW", help="of the images (default 112x112)")
+    build.add_argument("--size", type=_size, default=(112, 112), metavar="HxW", help="of the images (default 112x112)")
     build.add_argument(
         "--quality", type=whole(1, 100), default=95, help="of JPEGs encoded anew; those of the right size are copied"
     )
@@ -79,6 +79,14 @@ def _tool(tools, name: str, run: Callable, line: str, more: str = "") -> argpars
     return parser
 
 
+def _size(text: str) -> tuple[int, int]:
+    """Return (height, width) of 'HEIGHTxWIDTH', for argparse."""
+    found = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, each 1..9999, e.g. 112x112")
+    return int(found[1]), int(found[2])
+
+
 def _say(line: str) -> None:
     """Print a line of output without tearing a progress bar apart."""
     tqdm.write(line)
@@ -87,14 +95,11 @@ def _say(line: str) -> None:
 def _build(arguments: argparse.Namespace) -> None:
     from vargface.data.build import build, identity_folders
 
-    height, by, width = arguments.size.partition("x")
-    if not (by and height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise InputError(f"--size {arguments.size}: give HEIGHTxWIDTH, e.g. 112x112")
     with tqdm(total=len(identity_folders(Path(arguments.dir))), unit="identity", desc="build", disable=None) as bar:
         built = build(
             arguments.dir,
             arguments.out,
-            image_size=(int(height), int(width)),
+            image_size=arguments.size,
             quality=arguments.quality,
             resize=arguments.resize,
             min_images=arguments.min_images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from vargface.data.writer import RecordWriter, refuse_used
 from vargface.errors import InputError
 from vargface.files import make_folder, whole_file
 
-__all__ = ["IMAGE_FORMS", "RESIZE", "Built", "build", "identity_folders", "image_files"]
+__all__ = ["IMAGE_FORMS", "RESIZE", "Built", "build", "identity_folders", "image_files", "read_image"]
 
 IMAGE_FORMS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # what becomes of an image of another size
@@ -73,7 +74,7 @@ def build(
         on_bad(what)
 
     make_folder(out)
-    with whole_file(out / "identities.txt") as identities, RecordWriter(out, image_size) as writer:
+    with whole_file(out / "identities.txt") as identities, RecordWriter(out, len(names), image_size) as writer:
         for name in names:
             usable = _usable(source / name, image_size, quality, resize, left_out if on_bad else None)
             # no more are held than it takes to know that there are enough
@@ -102,12 +103,28 @@ def identity_folders(source: Path) -> list[str]:
     names = sorted(name for name, is_folder in _entries(source) if is_folder)
     if not names:
         raise InputError(f"{source}: no folder in it - give a folder of one folder an identity")
+    for name in names:
+        if "\n" in name:
+            raise InputError(
+                f"{source}: {name!r} has a line break in its name, identities.txt a line a name - rename it"
+            )
     return names
 
 
 def image_files(folder: Path) -> list[Path]:
     """Return the image files in `folder`, by name."""
     return [folder / name for name, is_folder in sorted(_entries(folder)) if not is_folder and _is_image(name)]
+
+
+def read_image(file: Path) -> bytes:
+    """Return the bytes of an image file; raises ValueError, its text the reason, where it cannot be read."""
+    try:
+        # what waits for a writer, or never ends, is no image
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ValueError("is no file, but a pipe, a device or a folder")
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
 
 
 def _is_image(name: str) -> bool:
@@ -135,16 +152,15 @@ def _usable(
     for file in image_files(folder):
         try:
             yield _jpeg(file, image_size, quality, resize)
-        except (OSError, ValueError) as error:
-            reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+        except ValueError as error:
             if left_out is None:
-                raise InputError(f"{file}: {reason} - replace it, or leave out all such images: --skip-bad") from error
-            left_out(f"{file}: {reason}")
+                raise InputError(f"{file}: {error} - replace it, or leave out all such images: --skip-bad") from error
+            left_out(f"{file}: {error}")
 
 
 def _jpeg(file: Path, image_size: tuple[int, int], quality: int, resize: str) -> bytes:
-    """Return the image in `file` as a JPEG of `image_size`; raises ValueError, its text the reason, or OSError."""
-    encoded = file.read_bytes()
+    """Return the image in `file` as a JPEG of `image_size`; raises ValueError, its text the reason."""
+    encoded = read_image(file)
     image = decode(encoded)
     if image.shape[:2] == image_size and encoded[:2] == b"\xff\xd8":
         return encoded

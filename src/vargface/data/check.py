@@ -17,7 +17,7 @@ import numpy as np
 
 from vargface.data.decoding import cut_short, decode
 from vargface.data.index import index_blocks
-from vargface.data.recordio import RecordFile, Scanned, unpack
+from vargface.data.recordio import LEAVE_OUT, RecordFile, Scanned, unpack
 from vargface.data.records import EXACT, check_folder, first_without_image, read_property
 from vargface.data.sorting import blocks_of, sorted_rows
 from vargface.errors import InputError
@@ -25,11 +25,9 @@ from vargface.errors import InputError
 __all__ = ["Checked", "Finding", "check"]
 
 _COPY = "copy the data set anew"
-_LEAVE_OUT = "leave it out: vargface rec shuffle DIR OUT --skip-bad"
 _REINDEX = "copy it anew, or index the images anew: vargface rec shuffle DIR OUT --skip-bad"
+_AT_SOURCE = "correct it where the data set was made, and build it anew"
 _CONTENT = np.dtype([("digest", "u8"), ("key", "i8"), ("offset", "i8"), ("label", "f4")])
-# labels above this are no identities, whatever property says
-_MOST_IDENTITIES = 1 << 27
 
 
 class Finding(NamedTuple):
@@ -235,19 +233,19 @@ class _Check:
         done = 0  # where the last record started
         for ordinal, item in enumerate(self._file.scan()):
             self._records += 1
-            key = ordinal
+            key: int | None = ordinal
             if places is not None:
                 while row is not None and row[1] < item.offset:
                     self._say_astray(*row, "another one starts" if row[1] == done else "no record starts")
                     row = next(places, None)
+                key = None
                 if row is not None and row[1] == item.offset:
                     key = row[0]
                     row = next(places, None)
-                elif not item.damage:
-                    self._say(
-                        f"{self._file.path}: byte {item.offset}", "a record that the index does not list", _REINDEX
-                    )
-            yield from self._check_record(key, item)
+            if key is None:
+                self._check_unlisted(item)
+            else:
+                yield from self._check_record(key, item)
             self._on_bytes(item.offset - done)
             done = item.offset
         while row is not None:
@@ -258,13 +256,26 @@ class _Check:
     def _say_astray(self, key: int, offset: int, there: str) -> None:
         self._say(str(self._index), f"record {key} is at byte {offset}, where {there}", _REINDEX)
 
+    def _check_unlisted(self, item: Scanned) -> None:
+        """Say that the index does not list a record, if there is an image in it to be lost."""
+        where = f"{self._file.path}: the record at byte {item.offset}"
+        try:
+            if item.damage:
+                raise ValueError(item.damage)
+            _, image = unpack(item.payload)
+        except ValueError as error:
+            self._say(where, f"is damaged ({error}) and the index does not list it", f"{_COPY}, or {LEAVE_OUT}")
+        else:
+            if image:
+                self._say(where, "holds an image and the index does not list it", _REINDEX)
+
     def _check_record(self, key: int, item: Scanned) -> Iterator[tuple[int, int, int, float]]:
         try:
             if item.damage:
                 raise ValueError(item.damage)
             labels, image = unpack(item.payload)
         except ValueError as error:
-            self._say_record(key, f"is damaged ({error})", f"{_COPY}, or {_LEAVE_OUT}")
+            self._say_record(key, f"is damaged ({error})", f"{_COPY}, or {LEAVE_OUT}")
             return
         layout = self._layout
         if layout is not None and (key == 0 or layout.first <= key < layout.last):
@@ -275,7 +286,7 @@ class _Check:
             return
         if not image:
             if layout is not None or labels.size < 2:
-                self._say_record(key, "holds no image (0 bytes)", _LEAVE_OUT)
+                self._say_record(key, "holds no image (0 bytes)", LEAVE_OUT)
             return
         self._images += 1
         label = float(labels[0])
@@ -285,12 +296,12 @@ class _Check:
             yield digest, key, item.offset, label
 
     def _check_label(self, key: int, label: float) -> None:
-        most = self._num_identities or _MOST_IDENTITIES
+        most = self._num_identities or EXACT
         if not (0 <= label < most and label == int(label)):
             allowed = (
                 f"one of property's {most} identities (0..{most - 1})" if self._num_identities else "a whole number"
             )
-            fix = f"correct the first number of {self._property}, or {_LEAVE_OUT}"
+            fix = f"correct the first number of {self._property}, or {LEAVE_OUT}"
             self._say_record(key, f"has label {label:.10g}, not {allowed}", fix)
             return
         if self._num_identities:
@@ -306,21 +317,22 @@ class _Check:
             layout.labels[identity] = label
         elif known != label:
             what = f"has label {label:.10g}, the others of identity record {layout.first + identity} have {known:.10g}"
-            self._say_record(key, what, _LEAVE_OUT)
+            self._say_record(key, what, _AT_SOURCE)
 
     def _check_image(self, key: int, image: bytes) -> bool:
         if not self._decode:
             if cut_short(image):
-                self._say_record(key, f"is a JPEG that is cut short ({len(image)} bytes and no end)", _LEAVE_OUT)
+                self._say_record(key, f"is a JPEG that is cut short ({len(image)} bytes and no end)", LEAVE_OUT)
             return True
         try:
             size = decode(image).shape[:2]
         except ValueError as error:
-            self._say_record(key, str(error), _LEAVE_OUT)
+            self._say_record(key, str(error), LEAVE_OUT)
             return False
         if self._image_size is not None and size != self._image_size:
             found, wanted = ("{}x{}".format(*each) for each in (size, self._image_size))
-            self._say_record(key, f"is {found} and property says {wanted}", _LEAVE_OUT)
+            fix = f"correct {self._property}, or {LEAVE_OUT}"
+            self._say_record(key, f"is {found} and property says {wanted}", fix)
         return True
 
     # --- after the pass
@@ -337,10 +349,10 @@ class _Check:
                     continue  # the digests alone are equal
                 what = f"holds the same image as record {first['key']}"
                 if other["label"] == first["label"]:
-                    self._say_record(int(other["key"]), what, "harmless; leave one of them out")
+                    self._say_record(int(other["key"]), what, "harmless: it is only trained on twice")
                 else:
                     what += f" under another identity ({other['label']:.0f} and {first['label']:.0f})"
-                    self._say_record(int(other["key"]), what, "leave out the one that is wrong")
+                    self._say_record(int(other["key"]), what, _AT_SOURCE)
 
     def _check_identities(self) -> None:
         if self._layout is not None:
@@ -349,18 +361,19 @@ class _Check:
             for label in np.unique(known[np.isin(known, _repeated(known))]):
                 records = (self._layout.first + np.flatnonzero(labels == label)).tolist()
                 what = f"and record {records[1]} are both identity {label:.0f}'s"
-                self._say_record(records[0], what, "the identities were merged wrongly: build the data set anew")
-        if not self._num_identities:
+                self._say_record(records[0], what, _AT_SOURCE)
+        labelled = int(np.flatnonzero(self._seen).max(initial=-1)) + 1
+        recorded = 0 if self._layout is None else len(self._layout.starts)
+        # labels with gaps are usable, if they go up to where property says
+        if not labelled or (recorded <= self._num_identities and self._num_identities in (recorded, labelled)):
             return
-        identities = int(self._seen.sum()) if self._layout is None else len(self._layout.starts)
-        highest = int(np.flatnonzero(self._seen).max(initial=-1))
-        # labels with gaps are usable; a whole range that ends elsewhere is a property of another data set
-        if identities != self._num_identities and highest < identities:
-            self._say(
-                str(self._property),
-                f"says {self._num_identities} identities, train.rec has {identities}",
-                f"write {identities} as its first number",
-            )
+        what = f"says {self._num_identities} identities, "
+        if recorded >= labelled:
+            what += f"train.rec has {recorded}"
+        else:
+            what += f"the highest label in train.rec is {labelled - 1}"
+        fix = f"write {max(recorded, labelled)} as its first number"
+        self._say(str(self._property), what, fix)
 
 
 def _pairs(blocks: Iterator[np.ndarray]) -> Iterator[tuple[int, int]]:

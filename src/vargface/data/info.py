@@ -104,8 +104,8 @@ def _of_identity_records(file: RecordFile, index: Path, first: int, last: int) -
 
 def _of_labels(file: RecordFile) -> np.ndarray:
     counts = np.zeros(0, dtype=np.int64)
-    for record, _, label in file.images():
-        if not 0 <= label < 1 << 27:
+    for record, _, label, _ in file.images():
+        if not 0 <= label < EXACT:
             raise InputError(f"{file.path}: record {record} has label {label:.10g} - run 'vargface rec check'")
         if label >= len(counts):
             counts = np.concatenate([counts, np.zeros(int(label) + 1 - len(counts) + len(counts) // 4, dtype=np.int64)])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vargface.data.build import IMAGE_FORMS, identity_folders, image_files
+from vargface.data.build import IMAGE_FORMS, identity_folders, image_files, read_image
 from vargface.data.decoding import decode
 from vargface.data.packs import write_pack
 from vargface.errors import InputError
@@ -52,14 +52,14 @@ def listed_pairs(path: str | Path, root: str | Path) -> list[Pair]:
     """
     path, root = Path(path), Path(root)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no text"
         raise InputError(f"{path}: cannot read ({reason}) - give a list of pairs, or a folder") from error
     pairs = []
     for number, line in enumerate(lines, start=1):
         fields = line.split("\t") if "\t" in line else line.split()
-        if not fields or (number == 1 and all(field.isdigit() for field in fields)):
+        if not fields or (number == 1 and all(field.isdecimal() for field in fields)):
             continue
         pair = _pair(root, [field.strip() for field in fields])
         if pair is None:
@@ -124,9 +124,9 @@ def drawn_pairs(source: str | Path, count: int, seed: int) -> list[Pair]:
 
 
 def _pair(root: Path, fields: list[str]) -> Pair | None:
-    if len(fields) == 3 and fields[1].isdigit() and fields[2].isdigit():
+    if len(fields) == 3 and fields[1].isdecimal() and fields[2].isdecimal():
         return Pair(_of_lfw(root, fields[0], fields[1]), _of_lfw(root, fields[0], fields[2]), True)
-    if len(fields) == 4 and fields[1].isdigit() and fields[3].isdigit():
+    if len(fields) == 4 and fields[1].isdecimal() and fields[3].isdecimal():
         return Pair(_of_lfw(root, *fields[:2]), _of_lfw(root, *fields[2:]), False)
     if len(fields) == 3 and fields[2] in ("0", "1"):
         return Pair(root / fields[0], root / fields[1], fields[2] == "1")
@@ -141,10 +141,8 @@ def _of_lfw(root: Path, name: str, number: str) -> Path:
 
 def _square_image(file: Path) -> bytes:
     try:
-        encoded = file.read_bytes()
+        encoded = read_image(file)
         height, width = decode(encoded).shape[:2]
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}) - replace it") from error
     except ValueError as error:
         raise InputError(f"{file}: {error} - replace it") from error
     if height != width:

@@ -22,7 +22,10 @@ import numpy as np
 
 from vargface.errors import InputError
 
-__all__ = ["RecordFile", "Scanned", "pack", "part_bytes", "unpack"]
+__all__ = ["LEAVE_OUT", "RecordFile", "Scanned", "pack", "part_bytes", "unpack"]
+
+# what to do about an image that cannot be used
+LEAVE_OUT = "leave it out: vargface rec shuffle DIR OUT --skip-bad"
 
 _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", _MAGIC)
@@ -135,40 +138,49 @@ class RecordFile:
         # the system may give the old number to another file
         self._handle = -1
 
-    def payload(self, record: int, offset: int) -> bytes | memoryview:
-        """Return the bytes of the record that starts at `offset`; `record` is its number, for messages only."""
+    def payload(self, offset: int) -> bytes | memoryview:
+        """Return the bytes of the record that starts at `offset`, for another file: it has swallowed no other one."""
         try:
-            return self._record(offset)[0]
+            payload = self._record(offset)[0]
+            if _starts_inside(payload):
+                raise ValueError("another record starts inside of it")
+            return payload
         except ValueError as error:
-            raise self._damaged(record, str(error)) from error
+            raise self._damaged(f"the record at byte {offset}", str(error)) from error
 
     def read(self, record: int, offset: int) -> tuple[np.ndarray, bytes]:
         """Return labels (n,) float32 and encoded image of the record that starts at `offset`."""
         try:
             return unpack(self._record(offset)[0])
         except ValueError as error:
-            raise self._damaged(record, str(error)) from error
+            raise self._damaged(f"record {record}", str(error)) from error
 
-    def images(self) -> Iterator[tuple[int, int, float]]:
-        """Yield (ordinal number, offset, first label) of every record that holds an image, hopping through the file."""
+    def images(self) -> Iterator[tuple[int, int, float, bool]]:
+        """Yield (ordinal number, offset, first label, whether it is empty) of every image, hopping through the file.
+
+        A record with one label is an image's even where the image has no bytes; one with more and no image is not.
+        """
         offset = record = 0
+        within = False  # a record that goes on in the next part
         while offset < self.size:
             try:
-                kind, length, label = self._first_label(offset)
+                kind, length, label, empty = self._first_label(offset)
+                if within != (kind in (_MIDDLE, _LAST)):
+                    raise ValueError("a part of another record is missing")
             except ValueError as error:
-                raise self._damaged(record, str(error)) from error
+                raise self._damaged(f"the record at byte {offset}", str(error)) from error
             if label is not None:
-                yield record, offset, label
-            if kind in (_WHOLE, _LAST):
-                record += 1
+                yield record, offset, label, empty
+            within = kind in (_FIRST, _MIDDLE)
+            record += not within
             offset += _PART.size + length + -length % 4
 
     def label(self, record: int, offset: int) -> float:
-        """Return the first label of the record that starts at `offset`; nan where it holds no image."""
+        """Return the first label of the record that starts at `offset`; nan where it is no image's."""
         try:
             label = self._first_label(offset)[2]
         except ValueError as error:
-            raise self._damaged(record, str(error)) from error
+            raise self._damaged(f"record {record}", str(error)) from error
         return math.nan if label is None else label
 
     def scan(self) -> Iterator[Scanned]:
@@ -214,22 +226,23 @@ class RecordFile:
             parts.append(bytes(part))
         return _MAGIC_BYTES.join(parts), end
 
-    def _first_label(self, offset: int) -> tuple[int, int, float | None]:
-        """Return kind and length of the part at `offset`, and the record's first label if it holds an image."""
+    def _first_label(self, offset: int) -> tuple[int, int, float | None, bool]:
+        """Return kind and length of the part at `offset`, the first label of an image's record, whether it is empty."""
         head = self._bytes(_PART.size + _HEADER.size + _LABEL.size, offset)
         kind, length = self._check_head(offset, head)
         if kind not in (_WHOLE, _FIRST):
-            return kind, length, None
+            return kind, length, None, False
         if min(length, len(head) - _PART.size) < _HEADER.size:
             raise ValueError(f"{length} bytes are fewer than a record's header")
         labels, label, _, _ = _HEADER.unpack_from(head, _PART.size)
-        if kind == _WHOLE and length <= _HEADER.size + 4 * labels:
-            return kind, length, None
+        empty = kind == _WHOLE and length <= _HEADER.size + 4 * labels
+        if empty and labels > 1:
+            return kind, length, None, True
         if labels:
             if length < _HEADER.size + _LABEL.size:
                 raise ValueError(f"{labels} labels are announced in a part of {length} bytes")
             (label,) = _LABEL.unpack_from(head, _PART.size + _HEADER.size)
-        return kind, length, label
+        return kind, length, label, empty
 
     def _part(self, offset: int) -> tuple[memoryview, int, int]:
         """Return the bytes of the part at `offset`, its kind and where the next one starts."""
@@ -265,8 +278,8 @@ class RecordFile:
             # a disk that fails, a network that is gone
             raise ValueError(f"the system cannot read byte {offset}: {error.strerror}") from error
 
-    def _damaged(self, record: int, reason: str) -> InputError:
-        return InputError(f"{self.path}: record {record} is damaged ({reason}) - copy the data set anew")
+    def _damaged(self, which: str, reason: str) -> InputError:
+        return InputError(f"{self.path}: {which} is damaged ({reason}) - copy the data set anew, or {LEAVE_OUT}")
 
 
 def _aligned_magic(content: bytes) -> Iterator[int]:

@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from vargface.data.index import read_index
-from vargface.data.recordio import RecordFile
+from vargface.data.recordio import LEAVE_OUT, RecordFile
 from vargface.errors import InputError
 
 __all__ = ["EXACT", "FaceRecords", "Records", "check_folder", "first_without_image", "read_property"]
 
 # header labels are float32: every whole number up to here is exact
 EXACT = 1 << 24
+# a JPEG's side
+_LARGEST = 65_535
 # images looked at when a folder is opened, so that a property of another data set is found before training: a few where
 # the number of identities is known from record 0, more where the labels alone tell of it
 _LOOK_AT = 16
@@ -61,7 +63,7 @@ class Records:
         if not (0 <= label < self.num_identities and label == int(label)):
             raise self._no_identity(position, label)
         if not image:
-            raise InputError(f"{self.name(position)} of identity {int(label)} is not an image (0 bytes) - remove it")
+            raise InputError(f"{self.name(position)} of identity {int(label)} is not an image (0 bytes) - {LEAVE_OUT}")
         return int(label), image
 
     def name(self, position: int) -> str:
@@ -114,8 +116,8 @@ class FaceRecords(Records):
         if index.exists():
             keys, offsets, self._identity_offsets = _indexed_images(file, index)
         else:
-            found = np.fromiter(file.images(), dtype=[("key", "i8"), ("offset", "i8"), ("label", "f4")])
-            keys, offsets, labels = (found[name].copy() for name in found.dtype.names)
+            found = np.fromiter(file.images(), dtype=[("key", "i8"), ("offset", "i8"), ("label", "f4"), ("empty", "?")])
+            keys, offsets, labels = (found[name].copy() for name in ("key", "offset", "label"))
         super().__init__(file, keys, offsets, num_identities, image_size)
         if not len(self):
             raise InputError(f"{file.path}: holds no image - give another data folder")
@@ -217,8 +219,13 @@ def read_property(path: Path) -> tuple[int, tuple[int, int]]:
         identities, height, width = (int(word) for word in text.split(","))
     except ValueError:
         identities = height = width = 0
-    if min(identities, height, width) < 1:
+    if min(identities, height, width) < 1 or max(height, width) > _LARGEST:
         raise InputError(f"{path}: {text[:40]!r} is not 'num_classes,height,width' - write e.g. '93431,112,112'")
+    if identities > EXACT:
+        raise InputError(
+            f"{path}: says {identities} identities, and labels (float32) tell {EXACT} apart - write their number as "
+            "its first number"
+        )
     return identities, (height, width)
 
 

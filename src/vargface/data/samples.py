@@ -9,6 +9,7 @@ import numpy as np
 
 from vargface.data.augment import Draws, augmented, compressed, cut_out, mixed
 from vargface.data.decoding import decode, planes
+from vargface.data.recordio import LEAVE_OUT
 from vargface.data.records import Records
 from vargface.data.sampling import Sampling
 from vargface.errors import InputError
@@ -142,14 +143,11 @@ def face_at(records: Records, position: int) -> tuple[float, np.ndarray]:
     try:
         image = decode(encoded)
     except ValueError as error:
-        raise InputError(
-            f"{records.name(position)} of identity {identity:.0f} {error} - replace it or write the data set anew "
-            "without it"
-        ) from error
+        raise InputError(f"{records.name(position)} of identity {identity:.0f} {error} - {LEAVE_OUT}") from error
     if image.shape[:2] != records.image_size:
         found, wanted = ("{}x{}".format(*size) for size in (image.shape[:2], records.image_size))
         raise InputError(
-            f"{records.name(position)} of identity {identity:.0f} is {found} and property says {wanted} - write the "
-            "data set anew with images of one size"
+            f"{records.name(position)} of identity {identity:.0f} is {found} and property says {wanted} - correct "
+            f"{records.folder / 'property'}, or {LEAVE_OUT}"
         )
     return identity, image

@@ -14,11 +14,12 @@ from vargface.data.recordio import RecordFile, unpack
 from vargface.data.records import check_folder, read_property
 from vargface.data.sorting import blocks_of, sorted_rows
 from vargface.data.writer import PlainWriter, refuse_used
+from vargface.errors import InputError
 
 __all__ = ["Shuffled", "shuffle"]
 
-_PLACE = np.dtype([("record", "i8"), ("offset", "i8")])
-_DRAWN = np.dtype([("word", "u8"), ("record", "i8"), ("offset", "i8")])
+_PLACE = np.dtype([("offset", "i8")])
+_DRAWN = np.dtype([("word", "u8"), ("offset", "i8")])
 
 
 class Shuffled(NamedTuple):
@@ -39,7 +40,8 @@ def shuffle(
     """Write the images of an InsightFace folder, as they are, to folder `out` in the order that `seed` draws.
 
     train.rec is read as it comes, the index is not asked. on_bad: called with what is wrong with a record that is left
-    out; the images are decoded to find all of these. None: any damage is an InputError, and nothing is decoded.
+    out; the images are decoded to find all of these. None: a damaged or empty record and a label that is no identity
+    are an InputError, and nothing is decoded.
     on_image: called with 1 an image written. Raises InputError where a folder cannot be used.
     """
     folder, out = Path(folder), Path(out)
@@ -54,15 +56,12 @@ def shuffle(
         on_bad(what)
 
     with contextlib.closing(RecordFile(folder / "train.rec")) as file:
-        if on_bad is None:
-            places: Iterator[tuple[int, int]] = ((record, offset) for record, offset, _ in file.images())
-        else:
-            places = _usable(file, num_identities, image_size, left_out)
+        places = _usable(file, num_identities, image_size, left_out) if on_bad else _all(file, num_identities)
         drawn = sorted_rows(_with_words(blocks_of(places, _PLACE), seed), "word", (1 << 64) - 1)
         with PlainWriter(out, num_identities, image_size) as writer:
             for block in drawn:
-                for record, offset in zip(block["record"].tolist(), block["offset"].tolist()):
-                    writer.add(bytes(file.payload(record, offset)))
+                for offset in block["offset"].tolist():
+                    writer.add(bytes(file.payload(offset)))
                     written += 1
                     on_image(1)
     return Shuffled(written, bad)
@@ -74,27 +73,45 @@ def _with_words(blocks: Iterator[np.ndarray], seed: int) -> Iterator[np.ndarray]
     for block in blocks:
         drawn = np.empty(len(block), dtype=_DRAWN)
         drawn["word"] = words.random_raw(len(block))
-        drawn["record"], drawn["offset"] = block["record"], block["offset"]
+        drawn["offset"] = block["offset"]
         yield drawn
+
+
+def _all(file: RecordFile, num_identities: int) -> Iterator[tuple[int]]:
+    """Yield (offset,) of every image; raises InputError at what can be told to be unusable without decoding."""
+    for _, offset, label, empty in file.images():
+        try:
+            if empty:
+                raise ValueError("holds no image (0 bytes)")
+            _check_label(label, num_identities)
+        except ValueError as error:
+            raise InputError(
+                f"{file.path}: the record at byte {offset} {error} - leave out all such records: --skip-bad"
+            ) from error
+        yield (offset,)
+
+
+def _check_label(label: float, num_identities: int) -> None:
+    if not (0 <= label < num_identities and label == int(label)):
+        raise ValueError(f"has label {label:.10g}, not one of property's {num_identities} identities")
 
 
 def _usable(
     file: RecordFile, num_identities: int, image_size: tuple[int, int], left_out: Callable[[str], object]
-) -> Iterator[tuple[int, int]]:
-    """Yield (ordinal number, offset) of the images that can be trained on; tell of the others."""
-    for record, item in enumerate(file.scan()):
+) -> Iterator[tuple[int]]:
+    """Yield (offset,) of the images that can be trained on; tell of the others."""
+    for item in file.scan():
         try:
             if item.damage:
                 raise ValueError(f"is damaged ({item.damage})")
             labels, image = unpack(item.payload)
             if not image and labels.size > 1:
                 continue  # record 0 or an identity's
-            size, label = decode(image).shape[:2], float(labels[0])
+            size = decode(image).shape[:2]
             if size != image_size:
                 raise ValueError("is {}x{}, property says {}x{}".format(*size, *image_size))
-            if not (0 <= label < num_identities and label == int(label)):
-                raise ValueError(f"has label {label:.10g}, not one of property's {num_identities} identities")
+            _check_label(float(labels[0]), num_identities)
         except ValueError as error:
-            left_out(f"{file.path}: record {record} (byte {item.offset}) {error}")
+            left_out(f"{file.path}: the record at byte {item.offset} {error}")
         else:
-            yield record, item.offset
+            yield (item.offset,)

@@ -192,7 +192,7 @@ def _array(path: Path) -> np.ndarray:
 def _listed(path: Path) -> Iterator[Face]:
     """Yield the faces of a list."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a list that can be read ({error})") from error
     if not any(line.strip() for line in lines):

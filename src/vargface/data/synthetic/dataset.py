@@ -130,7 +130,7 @@ def make_dataset(
     temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:
         drawn = _in_order(seed, batches, workers or cores(), report)
-        with contextlib.closing(drawn), RecordWriter(temporary, (SIZE, SIZE)) as writer:
+        with contextlib.closing(drawn), RecordWriter(temporary, identities, (SIZE, SIZE)) as writer:
             for _ in range(identities):
                 for (identity, _image, _kind), jpeg in zip(*next(drawn)):
                     writer.add(identity, jpeg)
