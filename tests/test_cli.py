@@ -31,8 +31,8 @@ from vargface.training import fit, plan
 from vargface.training.generation import Generation
 from vargface.training.interrupt import Terminated
 
-COMMANDS = ["demo", "train", "verify", "curves", "report", "synth", "flops"]
-COMMANDS += ["lfr", "teacher-store", "embed", "export", "rec"]
+COMMANDS = ["demo", "train", "verify", "curves", "report", "study", "synth", "flops"]
+COMMANDS += ["lfr", "teacher-store", "embed", "export", "rec", "doctor"]
 LFR_STEPS = ["check", "submit", "score", "merge", "identify"]
 
 
