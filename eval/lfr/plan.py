@@ -164,7 +164,7 @@ def make_plan(
 def _check_fpr(fpr: str) -> None:
     # as a float first: exactly, 1e-300000000 is a number of 300 million digits
     with contextlib.suppress(ValueError):
-        if 0 < float(fpr) < 1:
+        if 0 < float(fpr) < 1 and 0 < Fraction(fpr) < 1:
             return
     raise InputError(f"FPR {fpr[:40]!r}: give a decimal number above 0 and below 1, such as 1e-8")
 

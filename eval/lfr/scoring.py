@@ -219,19 +219,14 @@ def _kept_threshold(part: Part, test_set: TestSet, admitted: int) -> tuple[float
     """
     scores, i, j = part.top.pairs()
     scores = scores.astype(np.float64)  # compared in float32, `middle` and the margin would be rounded
-    middle = _of_rank(scores, admitted)
+    place = len(scores) - 1 - admitted
+    middle = np.partition(scores, place)[place]
     surely = scores > middle + part.plan.slack
     open_ = np.flatnonzero(~surely & (scores >= middle - part.plan.slack))
     exact = np.sort(exact_scores(test_set, i[open_], j[open_]))[::-1]
     above = int(surely.sum())
     threshold = exact[admitted - above]
     return float(threshold), above + int((exact > threshold).sum())
-
-
-def _of_rank(scores: np.ndarray, admitted: int) -> float:
-    """Return the score of rank `admitted` + 1."""
-    place = len(scores) - 1 - admitted
-    return float(np.partition(scores, place)[place])
 
 
 def _from_bin_on(part: Part, number: int) -> np.ndarray:
@@ -256,7 +251,7 @@ def misjudged(part: Part) -> tuple[str, ...]:
     Also those so near to the lowest score kept that pairs which may belong above it were let go.
     """
     plan = part.plan
-    scores, level = part.top.pairs()[0].astype(np.float64), float(part.top.level)
+    scores, level = np.sort(part.top.pairs()[0])[::-1], float(part.top.level)
     wrong = []
     for number, fpr in enumerate(plan.fprs[::-1]):
         admitted = plan.admitted(fpr)
@@ -265,7 +260,7 @@ def misjudged(part: Part) -> tuple[str, ...]:
         elif len(scores) <= admitted:
             right = False
         else:
-            right = level <= -WIDEST or _of_rank(scores, admitted) - plan.slack >= level
+            right = level <= -WIDEST or float(scores[admitted]) - plan.slack >= level
         if not right:
             wrong.append(fpr)
     return tuple(wrong)
