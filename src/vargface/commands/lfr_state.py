@@ -31,7 +31,7 @@ def load(path: Path, of: Callable[[dict[str, np.ndarray]], Loaded]) -> Loaded:
             return of(dict(arrays))
     except OSError as error:
         raise InputError(
-            f"{path}: cannot read ({error.strerror or error}) - give a part of 'vargface lfr score'"
+            f"{path}: cannot read ({error.strerror or error}) - give a file that 'vargface lfr' has written"
         ) from error
     except (BadZipFile, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: is no state of 'vargface lfr', or damaged - remove it, or give another") from error
