@@ -60,7 +60,10 @@ def test_labels_as_text_and_as_an_array(tmp_path):
     ("text", "label"),
     [("1\ntwo\n", "2 is two"), ("1.5\n", "1 is 1.5"), ("1\n-2\n", "2 is -2"), ("nan\n", "1 is nan")]
     + [(f"0\n{label}\n", f"2 is {label}") for label in (2**63, -(2**63), -(2**63) - 1, 10**30)]
-    + [("1\n" + "9" * 5000, "2 is " + "9" * 40)],
+    + [
+        pytest.param("1\n" + "9" * 5000, "2 is " + "9" * 40, id="long"),
+        pytest.param("7\n" * 600_000 + "x\n", "600001 is x", id="far on"),
+    ],
 )
 def test_labels_that_are_none_are_named(tmp_path, text, label):
     (tmp_path / "labels.txt").write_text(text)
