@@ -13,7 +13,7 @@ import pytest
 from tiny import largest_file, small_disk
 
 from vargface.errors import InputError
-from vargface.files import locked_folder, make_folder, save_whole, whole_file
+from vargface.files import locked_file, locked_folder, make_folder, save_whole, whole_file
 
 
 @pytest.fixture
@@ -123,6 +123,38 @@ def test_a_folder_is_locked_against_other_processes_until_the_holder_dies(tmp_pa
     for _ in range(2):
         with locked_folder(folder) as locked:
             assert locked == folder
+
+
+def test_a_file_is_locked_against_other_processes_and_its_lock_leaves(tmp_path):
+    path = tmp_path / "state.npz"
+    for _ in range(2):
+        with locked_file(path):
+            assert os.listdir(tmp_path) == ["state.npz.lock"]
+            with pytest.raises(InputError) as refused, locked_file(path):
+                pass
+            assert str(refused.value) == (
+                f"{path}: another process is at work in it - wait until it ends, or choose another file"
+            )
+        assert os.listdir(tmp_path) == []
+    told = r"none/state\.npz\.lock: cannot write"
+    with pytest.raises(InputError, match=told), locked_file(tmp_path / "none/state.npz"):
+        pass
+
+
+def test_a_lock_of_a_file_that_its_holder_removes_meanwhile_is_not_taken(tmp_path, monkeypatch):
+    """Opened before it was removed and locked after it: a third process would lock the file of that name."""
+    path, taken, flock = tmp_path / "state.npz", [], fcntl.flock
+
+    def late(descriptor, how):
+        if not taken:
+            os.unlink(f"{path}.lock")
+        taken.append(descriptor)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked_file(path):
+        assert len(taken) == 2
+        assert os.listdir(tmp_path) == ["state.npz.lock"]
 
 
 def test_a_lock_leaves_with_its_block_and_what_was_raised_in_it_stays(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,12 +18,14 @@ import tiny
 from test_lfr_scoring import all_scores, faces, files, naive
 
 from vargface import workers
-from vargface.checkpoint import load_checkpoint
+from vargface.checkpoint import load_checkpoint, load_params, save_checkpoint, write_params
 from vargface.cli import main
-from vargface.eval.lfr import pairs
+from vargface.eval.lfr import identification, pairs, plan
 from vargface.eval.lfr.features import normalised, open_features, open_test_set
 from vargface.eval.lfr.tracks import Network, compliance
+from vargface.files import locked_file
 from vargface.inference import FrozenNetwork
+from vargface.runtime import mx
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +110,44 @@ def test_check_prints_what_was_measured_and_the_verdicts(teacher, capsys):
     assert out.count("PASS") == 8
     assert "conv1" in out
     assert "1 G = 1024 M" in out and "20 MB = 20,000,000 bytes" in out
+
+
+def size_line(out: str, name: str) -> int:
+    (line,) = (line for line in out.splitlines() if line.startswith(name))
+    return int(line.split()[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_payload_is_what_the_values_take(teacher, tmp_path, capsys, dtype):
+    checkpoint = load_checkpoint(teacher)
+    params = ({name: value.astype(dtype) for name, value in part.items()} for part in checkpoint[1:3])
+    assert main(["lfr", "check", "--model", save_checkpoint(tmp_path / "model", 0, checkpoint.symbol, *params)]) == 0
+    out = capsys.readouterr().out
+    values = sum(value.size for part in checkpoint[1:3] for value in part.values())
+    assert size_line(out, "payload") == values * np.dtype(dtype).itemsize
+    assert 0 < size_line(out, "file") - size_line(out, "payload") < 2000
+    assert f"dtype     {dtype} " in out
+    assert "unused" not in out
+    assert out.count("PASS") == (8 if dtype == "float32" else 0)
+
+
+def test_weights_that_the_network_does_not_use_count_and_are_named(teacher, tmp_path, capsys):
+    """The class centres of a checkpoint in training: it is no entry as it stands."""
+    checkpoint = load_checkpoint(teacher)
+    model = save_checkpoint(tmp_path / "model", 0, checkpoint.symbol, checkpoint.args, checkpoint.auxs)
+    assert main(["lfr", "check", "--model", model]) == 0
+    alone = size_line(capsys.readouterr().out, "payload")
+    path = tmp_path / "model-0000.params"
+    saved = load_params(path)
+    saved["arg:fc1_weight"] = saved.pop("arg:pre_fc1_weight")  # as old checkpoints have it: used all the same
+    saved["arg:fc7_weight"], saved["aux:step"] = mx.nd.zeros((400_000, 16)), mx.nd.zeros((1,), dtype="int64")
+    write_params(path, saved)
+    assert main(["lfr", "check", "--model", model]) == 0
+    out = capsys.readouterr().out
+    assert size_line(out, "payload") == alone + 25_600_000 + 8
+    assert size_line(out, "unused") == 25_600_008
+    assert "by what is not the network: arg:fc7_weight, aux:step\n" in out
+    assert out.count("PASS") == 4  # the large tracks
 
 
 @pytest.mark.real
@@ -237,10 +278,105 @@ def test_parts_of_several_machines_are_merged(scored, capsys, monkeypatch):
         == "parts 1/2 are not all of the pairs - give the others, too"
     )
     Path(parts[1]).write_bytes(Path(parts[1]).read_bytes()[:-1000])
-    assert refused(["lfr", "merge", *names, *parts], capsys).startswith(
-        f"{parts[1]}: is no part of 'vargface lfr score'"
+    assert refused(["lfr", "merge", *names, *parts], capsys).startswith(f"{parts[1]}: is no state of 'vargface lfr'")
+    assert refused(["lfr", "merge", *names, names[1]], capsys).startswith(f"{names[1]}: is no state of")
+
+
+def misjudging(monkeypatch):
+    """Every sample says that scores are 0.99, and no more than 300 pairs are kept."""
+    make = plan.make_plan
+    monkeypatch.setattr(plan, "_sampled", lambda *_: iter([np.full(1000, 0.99)]))
+    monkeypatch.setattr(plan, "make_plan", lambda *names, **options: make(*names, kept=300, **options))
+
+
+def test_a_sample_that_misjudges_costs_a_second_pass_which_is_said(scored, tmp_path, capsys, caplog, monkeypatch):
+    rows, labels, names = scored
+    misjudging(monkeypatch)
+    assert main(["lfr", "score", *names, "--fpr", "1e-3", "--processes", "1"]) == 0
+    tpr = naive(*all_scores(rows, labels), "1e-3")[0]
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"TPR {tpr:.6f} at FPR 1e-3"
+    assert (
+        "the sample of pairs misjudged where the threshold of FPR 1e-1, 1e-2, 1e-3, 1e-4 lies: a second pass over all "
+        "pairs, about as long as the first, finds it"
+    ) in caplog.messages
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["feat.bin", "labels.txt"]
+
+
+def test_parts_of_a_sample_that_misjudges_are_scored_after_the_first(scored, capsys, monkeypatch):
+    rows, labels, names = scored
+    misjudging(monkeypatch)
+    monkeypatch.setattr(pairs, "TILE", 64)
+    score = ["lfr", "score", *names, "--fpr", "1e-2", "--processes", "1", "--part"]
+    firsts, seconds = ([f"{names[0]}.{index}-of-2{end}.npz" for index in (1, 2)] for end in ("", ".second"))
+    for index in "12":
+        assert main([*score, f"{index}/2"]) == 0
+    capsys.readouterr()
+    message = refused(["lfr", "merge", *names, *firsts], capsys)
+    assert message.startswith("the sample of pairs misjudged where the threshold of FPR 1e-1, 1e-2")
+    assert message.endswith("- keep these parts and score each anew, with all of them after --after")
+    for index in "12":
+        assert main([*score, f"{index}/2", "--after", *firsts]) == 0
+    capsys.readouterr()
+    assert refused([*score, "1/2", "--after", *firsts, "--state", firsts[0]], capsys).startswith(
+        f"{firsts[0]}: is of another scan"
     )
-    assert refused(["lfr", "merge", *names, names[1]], capsys).startswith(f"{names[1]}: is no part of")
+    capsys.readouterr()
+    assert main(["lfr", "merge", *names, *seconds]) == 0
+    tpr = naive(*all_scores(rows, labels), "1e-2")[0]
+    low, *high = capsys.readouterr().out.splitlines()[-1].split()[1].split("..")
+    assert float(low) - 1e-6 <= tpr <= float((high or [low])[0]) + 1e-6
+    assert refused(["lfr", "merge", *names, firsts[0], seconds[1]], capsys).startswith("part 2/2 is of another scan")
+
+
+def test_bounds_that_differ_are_printed_as_such(scored, capsys, monkeypatch):
+    """Negatives that float32 cannot tell apart: the figure itself is a range then."""
+    _, _, names = scored
+    make = plan.make_plan
+    monkeypatch.setattr(plan, "make_plan", lambda *names, **options: make(*names, kept=1, **options))
+    monkeypatch.setattr(pairs, "score_error", lambda *_: 0.02)
+    monkeypatch.setattr(plan, "score_error", lambda *_: 0.02)
+    assert main(["lfr", "score", *names, "--fpr", "1e-2", "--processes", "1"]) == 0
+    assert re.fullmatch(r"TPR 0\.\d{6}\.\.0\.\d{6} at FPR 1e-2", capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        (["--fpr", "1/100000000"], "FPR '1/100000000': give a decimal number above 0 and below 1, such as 1e-8"),
+        (["--fpr", "1e-300000000"], "FPR '1e-300000000': give a decimal number above 0 and below 1, such as 1e-8"),
+        (["--fpr", "-1"], "FPR '-1': give a decimal number above 0 and below 1, such as 1e-8"),
+        (["--fpr=-1e-3"], "FPR '-1e-3': give a decimal number above 0 and below 1, such as 1e-8"),
+        (["--fpr", "nan"], "FPR 'nan': give a decimal number above 0 and below 1, such as 1e-8"),
+        (["--fpr", "1e-300"], "78,947 pairs of different people are too few for a FPR of 1e-300: it admits 7.9e-296"),
+    ],
+)
+def test_odd_fprs_are_one_line(scored, capsys, odd, said):
+    assert refused(["lfr", "score", *scored[2], *odd], capsys).startswith(said)
+
+
+def test_odd_seeds(scored, capsys):
+    for seed in ("-1", "1.5", "x", "9" * 5000):
+        with pytest.raises(SystemExit) as stop:
+            main(["lfr", "score", *scored[2], "--seed", seed])
+        assert stop.value.code == 2
+        assert "error: argument --seed: " in capsys.readouterr().err.splitlines()[-1]
+    arguments = ["lfr", "score", *scored[2], "--fpr", "1e-2", "--processes", "1", "--seed"]
+    assert main([*arguments, "1"]) == main([*arguments, "9" * 40]) == 0
+    first, other = capsys.readouterr().out.split("FPR   ")[1:]
+    assert first == other
+
+
+@pytest.mark.parametrize("command", [["score", "--fpr", "1e-2"], ["identify"]])
+def test_a_state_is_of_one_process(scored, tmp_path, capsys, command):
+    name, *options = command
+    arguments = ["lfr", name, *scored[2], *options, "--processes", "1", "--state", str(tmp_path / "state.npz")]
+    with locked_file(tmp_path / "state.npz"):
+        assert refused(arguments, capsys) == (
+            f"{tmp_path}/state.npz: another process is at work in it - wait until it ends, or choose another file"
+        )
+    assert main(arguments) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["feat.bin", "labels.txt"]
 
 
 def test_a_state_of_other_features_is_refused(scored, tmp_path, capsys):
@@ -271,7 +407,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, str(tmp_path / "run.py"), "lfr", "score", *names, "--fpr", "1e-5", "--processes", "2"]
     whole = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     slow = code.replace(
-        "sys.exit", "from vargface.commands import lfr_score\n    lfr_score.SAVE_SECONDS = 0\n    sys.exit"
+        "sys.exit", "from vargface.commands import lfr_state\n    lfr_state.SAVE_SECONDS = 0\n    sys.exit"
     )
     (tmp_path / "run.py").write_text(slow)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -322,13 +458,43 @@ def test_identify_prints_and_writes(scored, tmp_path, capsys):
     assert figures["tpir"]["1e-4"] is None
 
 
+def test_identify_that_was_stopped_goes_on(scored, capsys, monkeypatch):
+    monkeypatch.setattr(identification, "TILE", 64)
+    names = scored[2]
+    arguments = ["lfr", "identify", *names, "--processes", "1"]
+    assert main(arguments) == 0
+    whole, probe, units = capsys.readouterr().out, identification._probe, []
+
+    def stop(task):
+        if len(units) == 3:
+            raise KeyboardInterrupt
+        units.append(task.start)
+        return probe(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(identification, "_probe", stop)
+        assert main(arguments) == 130
+    assert "goes on from the last saved state" in capsys.readouterr().err
+    state = Path(f"{names[0]}.identify.npz")
+    assert units_done(state) == 3
+    monkeypatch.setattr(identification, "_probe", lambda task: units.append(task.start) or probe(task))
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == whole
+    assert units == list(range(0, 400, 64))
+    assert not state.exists()
+    state.write_bytes(b"PK")
+    assert refused(arguments, capsys).startswith(f"{state}: is no state of 'vargface lfr', or damaged")
+    np.savez(state, **{**identification.Probing.begun(*names).arrays(), "about": '{"fingerprint": "other"}'})
+    assert refused(arguments, capsys).startswith(f"{state}: is of other features or labels - remove it")
+
+
 def test_score_refuses(scored, tmp_path, capsys):
     _, _, names = scored
     assert "too few for a FPR of 1e-8" in refused(["lfr", "score", *names], capsys)
     assert refused(["lfr", "score", names[0], "none.txt"], capsys).startswith("none.txt: cannot read")
     assert refused(["lfr", "score", names[1], names[1]], capsys).startswith(f"{names[1]}: does not begin as")
     nowhere = ["--state", "/proc/state.npz", "--fpr", "1e-2", "--processes", "1"]
-    assert refused(["lfr", "score", *names, *nowhere], capsys).startswith("/proc/state.npz: cannot write")
+    assert refused(["lfr", "score", *names, *nowhere], capsys).startswith("/proc/state.npz.lock: cannot write")
     with pytest.raises(SystemExit):
         main(["lfr", "score", *names, "--part", "3/2"])
     assert "'3/2' must be I/K with I from 1 to K" in capsys.readouterr().err

@@ -56,18 +56,55 @@ def test_labels_as_text_and_as_an_array(tmp_path):
         assert (labels.dtype, labels.tolist()) == (np.int64, [3, -1, 3, 0])
 
 
-@pytest.mark.parametrize("text", ["1\ntwo\n", "1.5\n", "1\n-2\n", "99999999999999999999\n"])
-def test_labels_that_are_none_are_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("1\ntwo\n", "2 is two"), ("1.5\n", "1 is 1.5"), ("1\n-2\n", "2 is -2"), ("nan\n", "1 is nan")]
+    + [(f"0\n{label}\n", f"2 is {label}") for label in (2**63, -(2**63), -(2**63) - 1, 10**30)]
+    + [
+        pytest.param("1\n" + "9" * 5000, "2 is " + "9" * 40, id="long"),
+        pytest.param("7\n" * 600_000 + "x\n", "600001 is x", id="far on"),
+    ],
+)
+def test_labels_that_are_none_are_named(tmp_path, text, label):
     (tmp_path / "labels.txt").write_text(text)
-    with pytest.raises(InputError, match=r"labels\.txt: "):
+    with pytest.raises(InputError) as refused:
         read_labels(tmp_path / "labels.txt")
+    assert str(refused.value) == (
+        f"{tmp_path}/labels.txt: label {label} - give an integer from 0 to 2^63 - 1, or -1 for a distractor"
+    )
 
 
-@pytest.mark.parametrize("array", [np.array([1.0, 2.0]), np.array([[1], [2]]), np.array([None, 1])])
+@pytest.mark.parametrize("array", [np.array([3, 2**63], np.uint64), np.array([3, -2], np.int8)])
+def test_labels_in_arrays_that_are_none_are_named(tmp_path, array):
+    np.save(tmp_path / "labels.npy", array)
+    with pytest.raises(InputError, match=rf"labels\.npy: label 2 is {array[1]} - give"):
+        read_labels(tmp_path / "labels.npy")
+
+
+@pytest.mark.parametrize("array", [np.array([1.0, 2.0]), np.array([[1], [2]]), np.array([None, 1]), np.array([True])])
 def test_arrays_that_are_no_labels_are_refused(tmp_path, array):
     np.save(tmp_path / "labels.npy", array)
     with pytest.raises(InputError, match=r"labels\.npy: "):
         read_labels(tmp_path / "labels.npy")
+
+
+def test_files_that_are_no_arrays_are_refused(tmp_path):
+    path = tmp_path / "labels.npy"
+    for content in (b"", b"1\n2\n", b"\x93NUMPY"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"labels\.npy: is no \.npy file of integers"):
+            read_labels(path)
+    with open(path, "wb") as file:
+        np.savez(file, a=np.arange(3))
+    with pytest.raises(InputError, match=r"labels\.npy: labels are integers, one a row"):
+        read_labels(path)
+
+
+def test_the_greatest_label_is_no_distractor(tmp_path):
+    (tmp_path / "labels.txt").write_text(f"{2**63 - 1}\n-1\n{2**63 - 1}\n0\n-1")
+    test_set = TestSet.of(np.eye(5, dtype=np.float32), read_labels(tmp_path / "labels.txt"))
+    assert test_set.order.tolist() == [3, 0, 2, 1, 4]
+    assert (test_set.positives, test_set.ends.tolist()) == (1, [1, 3, 3, 4, 5])
 
 
 def test_a_label_a_row(tmp_path):

@@ -12,7 +12,7 @@ from test_lfr_scoring import faces, files, small_sets
 
 from vargface.errors import InputError
 from vargface.eval.lfr import identification
-from vargface.eval.lfr.identification import identify
+from vargface.eval.lfr.identification import Probing, finish, run
 
 RANKS = (1, 2, 5)
 FPIRS = ("0.01", "0.1", "0.5")
@@ -39,6 +39,12 @@ def naive(rows, labels):
     return probes, [max(score(row, other) for other in gallery.values()) for row in strangers]
 
 
+def identify(features, labels, *, ranks=RANKS, fpirs=FPIRS, on_unit=None):
+    probing = Probing.begun(features, labels)
+    run(probing, on_unit=on_unit)
+    return finish(probing, ranks=ranks, fpirs=fpirs)
+
+
 def assert_is_brute_force(found, rows, labels):
     probes, strangers = naive(rows, labels)
     assert (found.probes, found.distractors) == (len(probes), len(strangers))
@@ -61,8 +67,8 @@ def test_equals_brute_force(tmp_path, monkeypatch, tile):
     monkeypatch.setattr(identification, "TILE", tile)
     rows, labels = faces(rows=300, people=20, noise=1.8)
     done = []
-    found = identify(*files(tmp_path, rows, labels), ranks=RANKS, fpirs=FPIRS, on_rows=done.append)
-    assert sum(done) == 300
+    found = identify(*files(tmp_path, rows, labels), on_unit=done.append)
+    assert sum(done) == found.probes * (found.gallery + found.distractors) + found.distractors * found.gallery
     assert 0.1 < found.rank[1] < found.rank[5] < 1
     assert_is_brute_force(found, rows, labels)
 
@@ -77,7 +83,8 @@ def test_equals_brute_force_on_ties(tmp_path_factory, small, tile):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(identification, "TILE", tile)
         names = files(tmp_path_factory.mktemp("small"), rows, labels)
-        assert_is_brute_force(identify(*names, ranks=RANKS, fpirs=FPIRS), rows, labels)
+        patch.setattr(identification, "CHUNK_SCORES", 3)
+        assert_is_brute_force(identify(*names), rows, labels)
 
 
 def test_without_distractors_there_are_ranks_alone(tmp_path):
@@ -93,3 +100,30 @@ def test_nobody_twice_is_refused(tmp_path):
     rows, _ = faces(rows=50)
     with pytest.raises(InputError, match=r"labels.txt: no two images of one person"):
         identify(*files(tmp_path, rows, np.arange(50)))
+
+
+def test_what_was_stopped_goes_on_and_gives_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(identification, "TILE", 64)
+    rows, labels = faces(rows=300, people=20, noise=1.8)
+    names = files(tmp_path, rows, labels)
+    stopped, units = Probing.begun(*names), []
+
+    def stop(pairs):
+        units.append(pairs)
+        if len(units) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, on_unit=stop)
+    with pytest.raises(ValueError, match="units are missing"):
+        finish(stopped)
+    again = Probing.begun(*names)
+    assert again.go_on(stopped.arrays())
+    run(again, on_unit=units.append)
+    assert len(units) == len(again.done) == 5
+    assert finish(again).as_dict() == identify(*names, ranks=identification.RANKS, fpirs=identification.FPIRS).as_dict()
+    assert not Probing.begun(*files(tmp_path, rows[::-1], labels)).go_on(stopped.arrays())
+    with pytest.raises(KeyError):
+        again.go_on({})
+    with pytest.raises(ValueError, match="another shape"):
+        again.go_on({**stopped.arrays(), "scores": np.zeros(3)})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import struct
 from pathlib import Path
 
@@ -21,6 +22,7 @@ HEADER = struct.Struct("<4i")
 FLOAT32 = 5
 # label of an image whose person is nobody else's
 DISTRACTOR = -1
+GREATEST = 2**63 - 1
 # how far from 1 the norm of a row may be: float32 rounding is 1e-7, rows that nobody normalised are far off
 NORM_TOLERANCE = 1e-3
 BLOCK_ROWS = 8192
@@ -67,20 +69,45 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        if path.suffix == ".npy":
-            labels = np.load(path)
-        else:
-            labels = np.array(path.read_bytes().split())
-            labels = labels.astype(np.int64) if len(labels) else np.empty(0, np.int64)
+        labels = np.load(path) if path.suffix == ".npy" else _text_labels(path)
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror or error}) - give a label a line") from error
-    except (ValueError, OverflowError) as error:
-        raise InputError(
-            f"{path}: holds something that is no integer - give a label a line, -1 for a distractor"
-        ) from error
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < DISTRACTOR):
-        raise InputError(f"{path}: labels are integers from -1 (distractor) on, one a row - write it anew")
+    except (ValueError, EOFError) as error:  # the second of an empty file
+        raise InputError(f"{path}: is no .npy file of integers - write it anew, or give text") from error
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(f"{path}: labels are integers, one a row - write it anew")
+    wrong = (labels < DISTRACTOR) | (labels > GREATEST)
+    if wrong.any():
+        raise _no_label(path, int(wrong.argmax()), labels[wrong][0])
     return labels.astype(np.int64)
+
+
+def _text_labels(path: Path) -> np.ndarray:
+    """Return the integers (N,) int64 of a text, a megabyte at a time: as words they take seven times the memory."""
+    parts, count = [np.empty(0, np.int64)], 0
+    with open(path, "rb") as file:
+        for lines in iter(lambda: file.readlines(1 << 20), []):
+            words = b"".join(lines).split()
+            try:
+                parts.append(np.array(words or np.empty(0)).astype(np.int64))
+            except (ValueError, OverflowError):
+                place = next(place for place, word in enumerate(words) if not _is_label(word))
+                raise _no_label(path, count + place, words[place].decode(errors="replace")) from None
+            count += len(words)
+    return np.concatenate(parts)
+
+
+def _is_label(word: bytes) -> bool:
+    try:
+        return DISTRACTOR <= int(word) <= GREATEST
+    except ValueError:
+        return False
+
+
+def _no_label(path: Path, place: int, label: object) -> InputError:
+    return InputError(
+        f"{path}: label {place + 1} is {str(label)[:40]} - give an integer from 0 to 2^63 - 1, or -1 for a distractor"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +129,7 @@ class TestSet:
     @classmethod
     def of(cls, features: np.ndarray, labels: np.ndarray) -> TestSet:
         """Return the test set of `features` (N, D) float32 and their `labels` (N,), both in file order."""
-        order = np.argsort(np.where(labels < 0, np.iinfo(np.int64).max, labels), kind="stable")
+        order = np.argsort(labels.astype(np.uint64), kind="stable")  # in which -1 is the greatest
         labels = labels[order]
         rows = np.arange(len(labels))
         known = labels >= 0
@@ -128,6 +155,16 @@ class TestSet:
     def negatives(self) -> int:
         """Number of all other pairs."""
         return len(self) * (len(self) - 1) // 2 - self.positives
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of the labels, the order and every row."""
+        digest = hashlib.sha256(f"{len(self)} {self.dimensions}".encode())
+        for array in (self.labels, self.order):
+            digest.update(np.ascontiguousarray(array))
+        for start in range(0, len(self), BLOCK_ROWS):
+            digest.update(np.ascontiguousarray(self.features[start : start + BLOCK_ROWS]))
+        return digest.hexdigest()
 
     @functools.cached_property
     def _as_in_file(self) -> bool:

@@ -87,6 +87,7 @@ class Top:
         self.keep, self.level, self.slack, self.limit = keep, np.float32(level), slack, limit
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._size = 0
+        self._room = self._least_room = max(2 * keep, SPARE)
 
     def add(self, scores: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
         """Add pairs: scores (n,) float32, rows i and j (n,) uint32."""
@@ -94,8 +95,10 @@ class Top:
             return
         self._parts.append((scores, i, j))
         self._size += len(scores)
-        if self._size > max(2 * self.keep, SPARE):
+        if self._size > self._room:
             self.pairs()
+            # where many are alike they stay: looking through them at every tile would take for ever
+            self._room = max(self._least_room, self._size * 3 // 2)
             if self._size > self.limit:
                 raise InputError(
                     f"more than {self.limit:,} pairs of different people score {float(self.level):.6f} alike, to "

@@ -6,8 +6,8 @@ follows from the files and a few numbers by exact integer arithmetic, so it is t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -18,7 +18,7 @@ from vargface.errors import InputError
 from vargface.eval.lfr.features import TestSet, open_test_set
 from vargface.eval.lfr.pairs import Window, score_error, unit_rows
 
-__all__ = ["BIN", "CURVE", "HEADLINE", "HISTOGRAM", "KEPT", "Plan", "histogram_of", "make_plan"]
+__all__ = ["BIN", "CURVE", "HEADLINE", "HISTOGRAM", "KEPT", "MOST_BINS", "WIDEST", "Plan", "histogram_of", "make_plan"]
 
 HEADLINE = "1e-8"  # of the image tracks; the video tracks have 1e-4
 CURVE = ("1e-9", "1e-8", "1e-7", "1e-6", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1")
@@ -31,6 +31,8 @@ QUANTUM = 2.0**-24
 # the narrowest bin: scores closer than this are one to float32 anyway
 BIN = 2.0**-22
 MOST_BINS = 1 << 16
+# beyond every score, rows having norm 1 within NORM_TOLERANCE; EXCLUDED is farther off
+WIDEST = float(np.float32(1.01))
 HISTOGRAM = np.linspace(-1, 1, 201)  # bin edges of what is drawn
 
 
@@ -64,20 +66,18 @@ class Plan:
         step = unit_rows(self.rows)
         return [(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
 
-    def agrees(self, other: Plan) -> bool:
-        """Return whether parts of both plans can be merged."""
-        mine, theirs = ((p.fingerprint, p.rows, p.headline, p.fprs, p.keep, p.level, p.windows) for p in (self, other))
+    def asks_the_same(self, other: Plan) -> bool:
+        """Return whether both plans have the same result: they may look for it in different places."""
+        mine, theirs = ((p.fingerprint, p.rows, p.headline, p.fprs, p.keep) for p in (self, other))
         return mine == theirs
 
+    def agrees(self, other: Plan) -> bool:
+        """Return whether parts of both plans can be merged: they look in the same places, too."""
+        return self.asks_the_same(other) and (self.level, self.windows) == (other.level, other.windows)
 
-def _fingerprint(test_set: TestSet) -> str:
-    """Return a digest of the labels, the order and every row."""
-    digest = hashlib.sha256(f"{len(test_set)} {test_set.dimensions}".encode())
-    for array in (test_set.labels, test_set.order):
-        digest.update(np.ascontiguousarray(array))
-    for start in range(0, len(test_set), 65_536):
-        digest.update(np.ascontiguousarray(test_set.features[start : start + 65_536]))
-    return digest.hexdigest()
+    def of_files(self, features: str, labels: str) -> Plan:
+        """Return this plan for the same files under other names."""
+        return dataclasses.replace(self, features=str(features), labels=str(labels))
 
 
 def _sampled(test_set: TestSet, seed: int) -> Iterator[np.ndarray]:
@@ -104,9 +104,9 @@ def make_plan(
 ) -> Plan:
     """Return the plan to score feature file `features` with `labels` at `headline` and at `fprs`.
 
-    A FPR is a string such as "1e-8" or "0.001", above 0 and below 1; those of `fprs` that admit no pair are left out.
-    kept: how many negative pairs are kept for exact thresholds. Raises InputError where there is no pair of one person,
-    where the headline admits no negative pair, and as `open_test_set` and `TestSet.check` do.
+    A FPR is a decimal number as a string, such as "1e-8" or "0.001", above 0 and below 1; those of `fprs` that admit no
+    pair are left out. kept: how many negative pairs are kept for exact thresholds. Raises InputError where there is no
+    pair of one person, where the headline admits no negative pair, and as `open_test_set` and `TestSet.check` do.
     """
     for fpr in (headline, *fprs):
         _check_fpr(fpr)
@@ -138,13 +138,14 @@ def make_plan(
         lowest_kept = max(2 * keep / negatives, min(16 / len(scores), 1.0))
         places = [min(int(share * len(scores)), len(scores) - 1) for share in (*shares, lowest_kept)]
         quantiles.append(np.partition(scores, [len(scores) - 1 - place for place in places])[[-1 - p for p in places]])
-    whole = negatives <= kept or not quantiles
-    level = -1.5 if whole else float(np.min(quantiles, axis=0)[-1] - margin)
+    if not quantiles:  # no negative pair was drawn: look everywhere
+        quantiles = [np.full(len(shares) + 1, score) for score in (-WIDEST, WIDEST)]
+    level = -WIDEST if negatives <= kept else float(np.min(quantiles, axis=0)[-1] - margin)
     windows = [_window(column, margin) for column in np.transpose(quantiles)[: len(counted)]]
     return Plan(
         str(features),
         str(labels),
-        _fingerprint(test_set),
+        test_set.fingerprint,
         len(test_set),
         test_set.dimensions,
         negatives,
@@ -161,12 +162,11 @@ def make_plan(
 
 
 def _check_fpr(fpr: str) -> None:
-    try:
-        if 0 < Fraction(fpr) < 1:
+    # as a float first: exactly, 1e-300000000 is a number of 300 million digits
+    with contextlib.suppress(ValueError):
+        if 0 < float(fpr) < 1 and 0 < Fraction(fpr) < 1:
             return
-    except (ValueError, ZeroDivisionError):
-        pass
-    raise InputError(f"FPR {fpr!r}: give a share above 0 and below 1, such as 1e-8")
+    raise InputError(f"FPR {fpr[:40]!r}: give a decimal number above 0 and below 1, such as 1e-8")
 
 
 def _coarser(negatives: int) -> str:

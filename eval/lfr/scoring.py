@@ -3,7 +3,8 @@
 One pass over all pairs finds what the thresholds depend on. A FPR that admits no more than KEPT negative pairs has its
 highest negatives kept, and its threshold is exact: that of the ordering of the float64 scores. For a greater one the
 negatives are counted in bins of 2.4e-7 around where a sample says the threshold lies; float32 scores being within
-`score_error`, its TPR is given as the bounds between which the exact one lies (they nearly always agree).
+`score_error`, its TPR is given as the bounds between which the exact one lies (they nearly always agree). Where the
+sample `misjudged`, a second pass looks in the right places: `corrected`.
 
 The pass is made of units, so it can be stopped, gone on with, and shared by machines: a `Part` holds which units are
 done and what was found.
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -22,12 +24,13 @@ import numpy as np
 from vargface.errors import InputError
 from vargface.eval.lfr.features import TestSet, open_test_set
 from vargface.eval.lfr.pairs import Found, Task, Top, Window, exact_scores, positive_scores, scan, unit_pairs
-from vargface.eval.lfr.plan import HISTOGRAM, Plan, histogram_of
+from vargface.eval.lfr.plan import HISTOGRAM, MOST_BINS, WIDEST, Plan, histogram_of
+from vargface.eval.lfr.units import do_units
 
-__all__ = ["Part", "Point", "Score", "finish", "merge", "run"]
+__all__ = ["Part", "Point", "Score", "corrected", "finish", "merge", "misjudged", "run"]
 
 # so many pairs that float32 cannot tell apart are no ordinary test set
-TOO_MANY = 16_000_000
+TOO_MANY = 8_000_000
 # the most wrong pairs of either kind, for a person to look at
 SHOWN = 24
 
@@ -131,21 +134,12 @@ def run(
     pairs after each unit, when `part` is whole; what it raises stops the scan.
     """
     plan, bounds = part.plan, part.plan.units
-    todo = [int(unit) for unit in part.mine if not part.done[unit]]
 
-    def tasks() -> Iterator[Task]:
-        for unit in todo:
-            level = float(part.top.level)
-            yield Task(plan.features, plan.labels, *bounds[unit], plan.windows, plan.keep, level, plan.slack, TOO_MANY)
+    def task(unit: int) -> Task:
+        level = float(part.top.level)
+        return Task(plan.features, plan.labels, *bounds[unit], plan.windows, plan.keep, level, plan.slack, TOO_MANY)
 
-    for unit, found in zip(todo, mapped(scan, tasks())):
-        # whatever interrupts this: what is found of a unit that is not done would be found again
-        part.whole = False
-        part.add(found)
-        part.done[unit] = True
-        part.whole = True
-        if on_unit is not None:
-            on_unit(part.pairs([unit]))
+    do_units(part, part.mine, scan, task, lambda _, found: part.add(found), mapped=mapped, on_unit=on_unit)
 
 
 def merge(parts: Sequence[Part]) -> Part:
@@ -176,14 +170,16 @@ def merge(parts: Sequence[Part]) -> Part:
 class Point:
     """A point of the curve: TPR at the lowest threshold that admits no more than `fpr` of the negative pairs.
 
-    A pair is accepted when its score is GREATER than the threshold. tpr is a lower bound and tpr_high an upper one;
-    they are equal where `exact`, and elsewhere nearly always.
+    A pair is accepted when its score is GREATER than the threshold. Each figure is given as a lower bound and an upper
+    one, equal where `exact`. Of TPR, they nearly always are elsewhere, too.
     """
 
     fpr: str
     admitted: int  # negative pairs that the FPR allows
     threshold: float  # cosine
-    accepted: int  # negative pairs accepted, no more than `admitted`
+    threshold_high: float
+    accepted: int  # negative pairs above the exact threshold: fewer than admitted where scores are equal
+    accepted_high: int  # no more than `admitted`
     tpr: float
     tpr_high: float
     exact: bool
@@ -222,8 +218,6 @@ def _kept_threshold(part: Part, test_set: TestSet, admitted: int) -> tuple[float
     float32 is above T, who is below t - 2e is below it, and those between are looked at.
     """
     scores, i, j = part.top.pairs()
-    if len(scores) <= admitted:
-        raise _misjudged()
     scores = scores.astype(np.float64)  # compared in float32, `middle` and the margin would be rounded
     place = len(scores) - 1 - admitted
     middle = np.partition(scores, place)[place]
@@ -235,20 +229,60 @@ def _kept_threshold(part: Part, test_set: TestSet, admitted: int) -> tuple[float
     return float(threshold), above + int((exact > threshold).sum())
 
 
+def _from_bin_on(part: Part, number: int) -> np.ndarray:
+    """Return how many negatives have a float32 score in each bin (bins,) of a window, or a higher one."""
+    return part.above[number] + np.cumsum(part.inside[number][::-1])[::-1]
+
+
 def _counted_bounds(part: Part, number: int, admitted: int) -> tuple[float, float, int]:
-    """Return low and high between which the score of rank `admitted` + 1 lies, and how many are surely from high on."""
-    window, above, counts = part.plan.windows[number], int(part.above[number]), part.inside[number]
-    from_bin_on = above + np.cumsum(counts[::-1])[::-1]
-    if above > admitted or from_bin_on[0] <= admitted:
-        raise _misjudged()
+    """Return low and high between which the score of rank `admitted` + 1 lies, and how many are surely above high."""
+    window, from_bin_on = part.plan.windows[number], _from_bin_on(part, number)
     found = int(np.flatnonzero(from_bin_on > admitted)[-1])
-    edge = window.low + found * window.step
-    error = part.plan.slack / 2
-    return edge - error, edge + window.step + error, int(from_bin_on[found] - counts[found])
+    edge, error = window.low + found * window.step, part.plan.slack / 2
+    low, high = edge - error, edge + window.step + error
+    surely = math.floor((high + error - window.low) / window.step) + 1  # the first bin all of which is above high
+    above = (*from_bin_on[surely : surely + 1], part.above[number])[0] if surely <= window.bins else 0
+    return low, high, int(above)
 
 
-def _misjudged() -> InputError:
-    return InputError("the sample of pairs misjudged where a threshold lies - score again with another --seed")
+def misjudged(part: Part) -> tuple[str, ...]:
+    """Return the FPRs whose thresholds are not where the sample of a part that is whole says: in descending order.
+
+    Also those so near to the lowest score kept that pairs which may belong above it were let go.
+    """
+    plan = part.plan
+    scores, level = np.sort(part.top.pairs()[0])[::-1], float(part.top.level)
+    wrong = []
+    for number, fpr in enumerate(plan.fprs[::-1]):
+        admitted = plan.admitted(fpr)
+        if number < len(plan.windows):
+            right = part.above[number] <= admitted < _from_bin_on(part, number)[0]
+        elif len(scores) <= admitted:
+            right = False
+        else:
+            right = level <= -WIDEST or float(scores[admitted]) - plan.slack >= level
+        if not right:
+            wrong.append(fpr)
+    return tuple(wrong)
+
+
+def corrected(part: Part) -> Plan:
+    """Return the plan of a second pass that finds what the sample of `part`, which is whole, `misjudged`.
+
+    Windows are replaced by all that is above, or below, where no threshold was; their bins are wider for it.
+    """
+    plan, wrong = part.plan, misjudged(part)
+    windows = list(plan.windows)
+    for number, window in enumerate(windows):
+        if plan.fprs[-1 - number] in wrong:
+            # a lower FPR has no lower threshold; and windows must ascend
+            if part.above[number] > plan.admitted(plan.fprs[-1 - number]):
+                low, high = min([window.high, *(later.low for later in windows[number + 1 :])]), WIDEST
+            else:
+                low, high = windows[number - 1].low if number else -WIDEST, window.low
+            windows[number] = Window(low, high, MOST_BINS)
+    kept_wrong = any(fpr in wrong for fpr in plan.fprs[: len(plan.fprs) - len(windows)])
+    return dataclasses.replace(plan, windows=tuple(windows), level=-WIDEST if kept_wrong else plan.level)
 
 
 def _lowest(scores: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -276,10 +310,12 @@ def _positives_above(
 def finish(part: Part) -> Score:
     """Return the result of a part that is whole (a merged one, or the only one).
 
-    Raises InputError where the sample misjudged where a threshold lies, ValueError where units are missing.
+    Raises ValueError where units are missing, and where the sample `misjudged`.
     """
     if not part.done.all():
         raise ValueError("units of the scan are missing")
+    if misjudged(part):
+        raise ValueError("thresholds lie elsewhere: a second pass is needed")
     plan = part.plan
     test_set = open_test_set(plan.features, plan.labels)
     error = plan.slack / 2
@@ -288,16 +324,17 @@ def finish(part: Part) -> Score:
         admitted, number = plan.admitted(fpr), len(plan.fprs) - 1 - plan.fprs.index(fpr)
         if number < len(plan.windows):
             low, high, accepted = _counted_bounds(part, number, admitted)
+            drafts.append((fpr, admitted, low, high, accepted, admitted))
         else:
             low, accepted = _kept_threshold(part, test_set, admitted)
             high = low
-        drafts.append((fpr, admitted, high, accepted, number >= len(plan.windows)))
+            drafts.append((fpr, admitted, low, high, accepted, accepted))
         thresholds += [high, low]
     hits, histogram, lowest = _positives_above(test_set, np.array(thresholds, np.float64), error)
     shares = (hits / test_set.positives).reshape(-1, 2)
     curve = [
-        Point(fpr, admitted, threshold, accepted, float(tpr), float(tpr_high), exact)
-        for (fpr, admitted, threshold, accepted, exact), (tpr, tpr_high) in zip(drafts, shares)
+        Point(*draft, float(tpr), float(tpr_high), number < len(plan.fprs) - len(plan.windows))
+        for number, (draft, (tpr, tpr_high)) in enumerate(zip(drafts, shares))
     ]
     scores, i, j = part.top.pairs()
     highest = _lowest(-scores, i, j)

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from vargface.errors import InputError
 from vargface.files import digest, whole_file
 from vargface.runtime import mx
@@ -23,6 +25,7 @@ __all__ = [
     "save_checkpoint",
     "tagged",
     "untagged",
+    "value_bytes",
     "write_params",
 ]
 
@@ -164,6 +167,11 @@ def untagged(params: Params) -> tuple[Params, Params]:
     """Return (args, auxs) of `params` with keys arg:NAME and aux:NAME; other keys are left out."""
     args, auxs = ({key[4:]: params[key] for key in params if key.startswith(kind)} for kind in ("arg:", "aux:"))
     return args, auxs
+
+
+def value_bytes(value: mx.nd.NDArray) -> int:
+    """Return how many bytes the values of an array take in a .params file."""
+    return value.size * np.dtype(value.dtype).itemsize
 
 
 def save_checkpoint(prefix: str | Path, epoch: int, symbol: mx.sym.Symbol, args: Params, auxs: Params) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent (written under a temporary name, synced, renamed), and folders for one process."""
+"""Files that are whole or absent (written under a temporary name, synced, renamed), and what one process holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO
 
 from vargface.errors import InputError
 
-__all__ = ["digest", "locked_folder", "make_folder", "save_whole", "sha256", "whole_file"]
+__all__ = ["digest", "locked_file", "locked_folder", "make_folder", "save_whole", "sha256", "whole_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,24 +87,52 @@ def locked_folder(path: str | Path) -> Iterator[Path]:
     Raises InputError where it cannot be written to, and where another process holds it.
     """
     path = make_folder(path)
+    # the file stays: it is of no weight in a folder, and removing it takes care (`locked_file`)
+    lock = _locked(path / LOCK, path, "folder")
     try:
-        # the file stays: were it removed, a third process could lock a new one while a second waits for the old
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        yield path
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def locked_file(path: str | Path) -> Iterator[None]:
+    """Keep file `path`, which may not exist and may be replaced, from other processes that ask for it in this way.
+
+    PATH.lock is locked until the block ends, which removes it, or the process does. Raises InputError as
+    `locked_folder`.
+    """
+    name = Path(f"{path}.lock")
+    while True:
+        lock = _locked(name, path, "file")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(name), os.fstat(lock)):
+                break
+        os.close(lock)  # the process that held it has removed it meanwhile
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        os.close(lock)
+
+
+def _locked(name: Path, path: str | Path, kind: str) -> int:
+    """Return the descriptor of file `name`, made and locked. Raises InputError where `path` is held."""
+    try:
+        lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise InputError(f"{path / LOCK}: cannot write ({error.strerror or error}) - choose another folder") from error
+        raise InputError(f"{name}: cannot write ({error.strerror or error}) - choose another {kind}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
         raise InputError(
-            f"{path}: another process is at work in it - wait until it ends, or choose another folder"
+            f"{path}: another process is at work in it - wait until it ends, or choose another {kind}"
         ) from error
     except OSError as error:  # some network file systems have no locks
         logger.warning("%s: cannot be locked (%s); see to it that no other process uses it", path, error.strerror)
-    try:
-        yield path
-    finally:
-        os.close(lock)
+    return lock
 
 
 def sha256(*paths: Path) -> str:

@@ -43,7 +43,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from vargface.checkpoint import load_checkpoint, parse_model
+    from vargface.checkpoint import load_checkpoint, load_params, matching, parse_model, value_bytes
     from vargface.eval.flops import network_cost
     from vargface.eval.lfr.tracks import Network, compliance
     from vargface.eval.table import format_table, layer_table
@@ -51,15 +51,20 @@ def _check(arguments: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(arguments.model)
     prefix, epoch = parse_model(arguments.model)
     cost = network_cost(checkpoint.symbol)
-    params = {**checkpoint.args, **checkpoint.auxs}
-    dtypes = sorted({np.dtype(value.dtype).name for value in params.values()})
-    file_bytes = Path(f"{prefix}-{epoch:04d}.params").stat().st_size
-    network = Network(cost.flops, file_bytes, cost.payload_bytes, dtypes, checkpoint.embedding_size)
+    path = Path(f"{prefix}-{epoch:04d}.params")
+    saved = load_params(path)
+    used = [value for params in matching(checkpoint.symbol, saved, str(path)) for value in params.values()]
+    dtypes = sorted({np.dtype(value.dtype).name for value in used})
+    file_bytes, payload = path.stat().st_size, sum(map(value_bytes, saved.values()))
+    network = Network(cost.flops, file_bytes, payload, dtypes, checkpoint.embedding_size)
     if arguments.layers:
         print(layer_table(cost), end="\n\n")
     print(f"FLOPs     {cost.flops:>13,}   {cost.flops / 1e6:,.1f} M")
-    for name, size in (("file", file_bytes), ("payload", cost.payload_bytes)):
+    for name, size in (("file", file_bytes), ("payload", payload)):
         print(f"{name:<8} {size:>14,}   {size / 1e6:.2f} MB = {size / 2**20:.2f} MiB")
+    unused = payload - sum(map(value_bytes, used))
+    if unused:
+        print(f"unused    {unused:>13,}   of the payload by what is not the network: {_unused(saved, used)}")
     print(f"dtype     {', '.join(dtypes)}   embedding {checkpoint.embedding_size}-d\n")
     header = ["track", "reading", "FLOPs", "size", "float32", "<= 512-d", "verdict"]
     words = {True: "ok", False: "no"}
@@ -74,6 +79,13 @@ def _check(arguments: argparse.Namespace) -> None:
         "\nas the winner's (1022.9 M, 21.0 MB, stood): 1 G = 1024 M, 20 MB = 20 MiB of values (the payload)"
         "\nlarge tracks: 30 G, no limit of size"
     )
+
+
+def _unused(saved: dict, used: list) -> str:
+    """Return the names of what is in `saved` and not `used`, the largest first."""
+    known = set(map(id, used))
+    names = sorted((name for name in saved if id(saved[name]) not in known), key=lambda name: -saved[name].size)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
 def _submit(arguments: argparse.Namespace) -> None:

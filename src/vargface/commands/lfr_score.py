@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import logging
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vargface.commands import add_command, whole
+from vargface.commands.lfr_state import do, load
 from vargface.errors import InputError
-from vargface.files import make_folder, save_whole, whole_file
+from vargface.files import locked_file, make_folder, whole_file
 from vargface.runtime import cores
 
 __all__ = ["add_to"]
 
 logger = logging.getLogger(__name__)
 
-SAVE_SECONDS = 60.0
 # below so many admitted pairs a TPR depends on single pairs
 FEW_ADMITTED = 100
 
@@ -39,7 +35,10 @@ def add_to(steps: argparse._SubParsersAction) -> None:
     score.add_argument("--part", type=_part, default=(1, 1), metavar="I/K", help="part I of K alone, to be merged")
     score.add_argument("--state", metavar="FILE.npz", help="what is found so far (default: beside FEATURES)")
     score.add_argument(
-        "--seed", type=int, default=0, help="of the sample that says where to look; the result is its own"
+        "--seed", type=whole(0), default=0, help="of the sample that says where to look; the result is the same"
+    )
+    score.add_argument(
+        "--after", nargs="+", metavar="PART.npz", help="all parts of a first pass, whose sample had misjudged"
     )
     _takes_outputs(score)
     score.set_defaults(goes_on=True)
@@ -54,7 +53,9 @@ def add_to(steps: argparse._SubParsersAction) -> None:
     identify = add_command(steps, "identify", _identify, "rank-k, and TPIR at FPIR with distractors as strangers")
     _takes_files(identify)
     identify.add_argument("--processes", type=whole(1), default=cores(), help="default: the cores")
+    identify.add_argument("--state", metavar="FILE.npz", help="what is found so far (default: beside FEATURES)")
     identify.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    identify.set_defaults(goes_on=True)
     identify.epilog = "example: vargface lfr identify feat.bin labels.txt"
 
 
@@ -76,59 +77,80 @@ def _part(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _mapped(processes: int) -> Callable[[Callable, Any], Iterator]:
-    from vargface.workers import in_order, one_blas_thread
-
-    return functools.partial(in_order, workers=processes, environment=one_blas_thread())
-
-
 def _score(arguments: argparse.Namespace) -> None:
     from vargface.eval.lfr.plan import make_plan
-    from vargface.eval.lfr.scoring import Part, finish, run
+    from vargface.eval.lfr.scoring import Part, corrected, finish, misjudged
 
     _look_ahead(arguments)
     index, parts = arguments.part
-    path = Path(arguments.state or f"{arguments.features}.{index}-of-{parts}.npz")
     plan = make_plan(arguments.features, arguments.labels, headline=arguments.fpr, seed=arguments.seed)
+    suffix = ""
+    if arguments.after:
+        plan, suffix = corrected(_merged(arguments.after, plan)), ".second"
     _warn(plan, arguments.fpr)
-    part = Part.empty(plan, index, parts)
-    if path.exists():
-        part = _load(path)
-        if not part.plan.agrees(plan) or (part.index, part.parts) != (index, parts):
-            raise InputError(f"{path}: is of another scan - remove it, or give another --state")
-        part.plan = plan  # the files may have another name by now
-    with _saved(part, path) as save, _scan_bar(part) as bar:
+    path = Path(arguments.state or f"{arguments.features}.{index}-of-{parts}{suffix}.npz")
+    with locked_file(path):
+        part = Part.empty(plan, index, parts)
+        if path.exists():
+            part = load(path, Part.of)
+            # alone, it may be in its second pass already; parts have to look in the same places
+            fits = plan.asks_the_same if parts == 1 and not arguments.after else plan.agrees
+            if not fits(part.plan) or (part.index, part.parts) != (index, parts):
+                raise InputError(f"{path}: is of another scan - remove it, or give another --state")
+            part.plan = part.plan.of_files(plan.features, plan.labels)
+        _scan(part, path, arguments.processes)
+        if parts > 1:
+            pairs = part.pairs(part.mine)
+            print(f"{path}: part {index}/{parts}, {pairs:,} pairs in {part.seconds:.0f} s; merge it with the others")
+            return
+        if misjudged(part):
+            logger.warning("%s: a second pass over all pairs, about as long as the first, finds it", _where(part))
+            part = Part.empty(corrected(part))
+            _scan(part, path, arguments.processes)
+        _report(finish(part), arguments)
+        path.unlink()
 
-        def on_unit(pairs: int) -> None:
-            bar.update(pairs)
-            save()
 
-        run(part, mapped=_mapped(arguments.processes), on_unit=on_unit)
-    if parts > 1:
-        pairs = part.pairs(part.mine)
-        print(f"{path}: part {index}/{parts}, {pairs:,} pairs in {part.seconds:.0f} s; merge it with the others")
-        return
-    _report(finish(part), arguments)
-    path.unlink()
+def _scan(part: Any, path: Path, processes: int) -> None:
+    from vargface.eval.lfr.scoring import run
+
+    do(part, path, run, processes, total=part.pairs(part.mine), name="score")
+
+
+def _where(part: Any) -> str:
+    from vargface.eval.lfr.scoring import misjudged
+
+    fprs = ", ".join(misjudged(part))
+    return f"the sample of pairs misjudged where the threshold of FPR {fprs} lies"
 
 
 def _merge(arguments: argparse.Namespace) -> None:
     from vargface.eval.lfr.plan import make_plan
-    from vargface.eval.lfr.scoring import finish, merge
+    from vargface.eval.lfr.scoring import Part, finish, misjudged
 
     _look_ahead(arguments)
-    parts = [_load(Path(path)) for path in arguments.parts]
-    headline = parts[0].plan.headline
-    plan = make_plan(arguments.features, arguments.labels, headline=headline, seed=parts[0].plan.seed)
-    for path, part in zip(arguments.parts, parts):
-        if not part.plan.agrees(plan):
+    first = load(Path(arguments.parts[0]), Part.of).plan
+    plan = make_plan(arguments.features, arguments.labels, headline=first.headline, seed=first.seed)
+    merged = _merged(arguments.parts, plan)
+    _warn(plan, first.headline)
+    if misjudged(merged):
+        raise InputError(f"{_where(merged)} - keep these parts and score each anew, with all of them after --after")
+    arguments.fpr = first.headline
+    _report(finish(merged), arguments)
+
+
+def _merged(paths: Sequence[str], plan: Any) -> Any:
+    """Return the parts in files `paths` as one. Raises InputError where they are of other files than `plan`."""
+    from vargface.eval.lfr.scoring import Part, merge
+
+    parts = [load(Path(path), Part.of) for path in paths]
+    for path, part in zip(paths, parts):
+        if not part.plan.asks_the_same(plan):
             raise InputError(
-                f"{path}: is not of {arguments.features} with {arguments.labels} - give what it was made of"
+                f"{path}: is not of {plan.features} with {plan.labels} at this FPR - give what it was made of"
             )
-        part.plan = plan
-    _warn(plan, headline)
-    arguments.fpr = headline
-    _report(finish(merge(parts)), arguments)
+        part.plan = part.plan.of_files(plan.features, plan.labels)
+    return merge(parts)
 
 
 def _look_ahead(arguments: argparse.Namespace) -> None:
@@ -168,69 +190,19 @@ def _warn(plan: Any, fpr: str) -> None:
         logger.warning("%d rows are zero: they score 0 with everyone", plan.zeros)
 
 
-def _load(path: Path) -> Any:
-    """Return the part in file `path`. Raises InputError where it is none."""
-    from zipfile import BadZipFile
-
-    from vargface.eval.lfr.scoring import Part
-
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Part.of(dict(arrays))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot read ({error.strerror or error}) - give a part of 'vargface lfr score'"
-        ) from error
-    except (BadZipFile, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path}: is no part of 'vargface lfr score', or damaged - remove it, or give another"
-        ) from error
-
-
-@contextmanager
-def _saved(part: Any, path: Path) -> Iterator[Callable[[], None]]:
-    """Yield what saves `part` in `path` now and then; it is saved at the end, too, whatever ends the block.
-
-    And at the beginning: a place that cannot be written to is said before hours of work.
-    """
-    begun = saved = time.monotonic()
-    before = part.seconds
-
-    def write() -> None:
-        if not part.whole:  # interrupted between a unit's pairs and its being done: the state before it stays
-            return
-        part.seconds = before + time.monotonic() - begun
-        save_whole(path, lambda file: np.savez(file, **part.arrays()))
-
-    def save() -> None:
-        nonlocal saved
-        if time.monotonic() - saved > SAVE_SECONDS:
-            write()
-            saved = time.monotonic()
-
-    write()
-    try:
-        yield save
-    finally:
-        write()
-
-
-def _scan_bar(part: Any) -> tqdm:
-    """Return a bar over the pairs of `part`, those of an earlier run done."""
-    done = part.pairs(part.done.nonzero()[0])
-    return tqdm(
-        total=part.pairs(part.mine), initial=done, unit="pair", unit_scale=True, desc="score", disable=None, smoothing=0
-    )
-
-
 def _report(score: Any, arguments: argparse.Namespace) -> None:
     """Print the curve and the figure of the challenge; write what else was asked for."""
     from vargface.eval.table import format_table
 
     header = ["FPR", "admitted", "accepted", "threshold", "TPR", "exact"]
     rows = [
-        [p.fpr, f"{p.admitted:,}", f"{p.accepted:,}", f"{p.threshold:.6f}"]
-        + [f"{p.tpr:.6f}" if p.tpr == p.tpr_high else f"{p.tpr:.6f}..{p.tpr_high:.6f}", "yes" if p.exact else "bounds"]
+        [
+            p.fpr,
+            f"{p.admitted:,}",
+            _range(p.accepted, p.accepted_high, ","),
+            _range(p.threshold, p.threshold_high, ".6f"),
+        ]
+        + [_range(p.tpr, p.tpr_high, ".6f"), "yes" if p.exact else "bounds"]
         for p in score.curve
     ]
     print(format_table(header, rows))
@@ -240,12 +212,17 @@ def _report(score: Any, arguments: argparse.Namespace) -> None:
         "to a threshold is decided in float64"
     )
     point = score.at(arguments.fpr)
-    print(f"TPR {point.tpr:.6f} at FPR {arguments.fpr}")
+    print(f"TPR {_range(point.tpr, point.tpr_high, '.6f')} at FPR {arguments.fpr}")
     if arguments.json:
         with whole_file(arguments.json, "w") as file:
             json.dump(score.as_dict(), file, indent=1)
     if arguments.pictures:
         _draw(score, arguments)
+
+
+def _range(low: float, high: float, form: str) -> str:
+    """Return both bounds, or one if they read alike."""
+    return f"{low:{form}}" if f"{low:{form}}" == f"{high:{form}}" else f"{low:{form}}..{high:{form}}"
 
 
 def _draw(score: Any, arguments: argparse.Namespace) -> None:
@@ -272,15 +249,24 @@ def _draw(score: Any, arguments: argparse.Namespace) -> None:
 
 
 def _identify(arguments: argparse.Namespace) -> None:
-    from vargface.eval.lfr.features import open_test_set
-    from vargface.eval.lfr.identification import identify
-    from vargface.eval.table import format_table
+    from vargface.eval.lfr.identification import Probing, finish, run
 
     if arguments.json:
         make_folder(Path(arguments.json).absolute().parent)
-    rows = len(open_test_set(arguments.features, arguments.labels))
-    with tqdm(total=rows, unit="row", desc="identify", disable=None) as bar:
-        found = identify(arguments.features, arguments.labels, mapped=_mapped(arguments.processes), on_rows=bar.update)
+    path = Path(arguments.state or f"{arguments.features}.identify.npz")
+    probing = Probing.begun(arguments.features, arguments.labels)
+    with locked_file(path):
+        if path.exists() and not load(path, probing.go_on):
+            raise InputError(f"{path}: is of other features or labels - remove it, or give another --state")
+        total = probing.pairs(range(len(probing.done)))
+        do(probing, path, run, arguments.processes, total=total, name="identify")
+        _report_identification(finish(probing), arguments)
+        path.unlink()
+
+
+def _report_identification(found: Any, arguments: argparse.Namespace) -> None:
+    from vargface.eval.table import format_table
+
     print(f"gallery {found.gallery:,} people; {found.probes:,} probes; {found.distractors:,} distractors\n")
     ranks = [[f"rank-{k}", _share(found.rank[k]), _share(found.rank_with_distractors[k])] for k in found.rank]
     print(format_table(["", "gallery", "and distractors"], ranks), end="\n\n")
