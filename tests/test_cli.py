@@ -483,7 +483,7 @@ def test_every_command_has_an_example_that_it_would_take(command, capsys):
     text = " ".join(help_of(capsys, *command.split()).split())
     (example,) = re.findall(r"example: (vargface .*)", text)
     words = example.split()
-    assert " ".join(words).startswith(f"vargface {command} ")
+    assert " ".join([*words, ""]).startswith(f"vargface {command} ")
     arguments = cli._parser().parse_args(words[1:])
     for word in getattr(arguments, "overrides", []):
         assert "=" in word
