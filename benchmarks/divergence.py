@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="NAME")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"  # the training set without its packs: nothing is verified

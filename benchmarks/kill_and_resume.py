@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     keys = [f"steps={options.steps}", f"verify_every={max(options.steps // 3, 1)}", *options.keys]
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:

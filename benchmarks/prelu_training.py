@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--one", choices=GRAPHS, help=argparse.SUPPRESS)
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     keys = [f"data={options.data}", *options.keys]
     if options.one:
         print(json.dumps(train_once(options.one, keys)))

@@ -489,6 +489,15 @@ def test_every_command_has_an_example_that_it_would_take(command, capsys):
         assert "=" in word
 
 
+def test_overrides_may_stand_on_both_sides_of_an_option():
+    arguments = cli._parse(["train", "r.py", "lr=1", "--generation", "2", "wd=0", "--dry-run", "data=a=b"])
+    assert (arguments.overrides, arguments.generation, arguments.dry_run) == (["lr=1", "wd=0", "data=a=b"], 2, True)
+    for words in (["train", "r.py", "--dry-run", "data"], ["train", "r.py", "--dry-ran=1"], ["doctor", "lr=1"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli._parse(words)
+        assert stopped.value.code == 2
+
+
 def test_no_command_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         main([])
