@@ -46,7 +46,7 @@ class _AboveTheBar(logging.Handler):
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed ARGV; KEY=VALUE may stand on both sides of an option, which argparse does not know by itself."""
+    """Return the parsed ARGV; KEY=VALUE may stand on both sides of an option, which argparse alone does not take."""
     parser = _parser()
     arguments, left = parser.parse_known_args(argv)
     if left and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in left)):
