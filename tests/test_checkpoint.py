@@ -274,6 +274,24 @@ def test_a_parameter_of_another_shape_is_named_with_both(saved):
     assert_refused(lambda: load_checkpoint(saved.model), "pre_fc1_weight is (32, 512)", f"needs ({SIZE}, 512)")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("arg:fc1_beta", np.nan, "1 of its 16 values are not finite"),
+        ("arg:pre_fc1_weight", np.inf, "values are not finite"),
+        ("aux:fc1_moving_var", -1e-3, "1 of its 16 values are negative"),
+    ],
+)
+def test_values_that_no_network_can_have_are_refused(saved, key, value, told):
+    """They embedded and exported without a word: every face NaN."""
+    params = load_params(saved.params_file)
+    flat = params[key].asnumpy()
+    flat.reshape(-1)[0] = value
+    params[key] = mx.nd.array(flat)
+    mx.nd.save(str(saved.params_file), params)
+    assert_refused(lambda: load_checkpoint(saved.model), str(saved.params_file), key[4:], told)
+
+
 # --- writing that fails
 
 

@@ -86,6 +86,44 @@ def test_threads_and_cores_decide_how_many_batches_go_side_by_side(monkeypatch):
 def test_faces_of_another_shape_are_refused(model, shape):
     with pytest.raises(InputError, match="faces of shape"):
         Embedder(model).embed(np.zeros(shape, np.uint8))
+    with pytest.raises(InputError, match="images of shape"):
+        Embedder(model)(np.zeros((2, 112, 112, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.int64])
+def test_the_same_values_in_another_type_are_the_same_faces(model, faces, kind):
+    embedder = Embedder(model)
+    np.testing.assert_allclose(embedder.embed(faces[:3].astype(kind)), embedder.embed(faces[:3]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda faces: faces / 255.0, r"float64 in 0.*..*: must be RGB 0..255 - multiply by 255"),
+        (lambda faces: (faces - 127.5) / 128, "must be RGB 0..255, not normalised"),
+        (lambda faces: faces.astype(np.int64) + 200, "must be RGB 0..255, not normalised"),
+        (lambda faces: np.where(faces == faces[0, 0, 0, 0], np.nan, faces), "nan..nan"),
+        (lambda faces: faces.astype(object), "faces are object: must be RGB 0..255, uint8 or float32"),
+        (lambda faces: faces > 100, "faces are bool"),
+        (lambda faces: faces.astype(str), "faces are <U3"),
+        (lambda faces: faces.astype(complex), "faces are complex128"),
+    ],
+)
+def test_faces_of_another_type_or_range_are_refused(model, faces, change, message):
+    """A face in 0..1 embedded like a black one, without a word."""
+    with pytest.raises(InputError, match=message) as refused:
+        Embedder(model).embed(change(faces[:2]))
+    assert "\n" not in str(refused.value)
+
+
+def test_photos_and_landmarks_of_another_form_are_refused(model, faces):
+    embedder = Embedder(model)
+    for photo in (faces[0, :, :, 0], faces[0] / 255.0, np.dstack([faces[0], faces[0]])):
+        with pytest.raises(InputError, match=r"must be uint8 \(H, W, 3\), RGB"):
+            embedder.embed_photo(photo, TEMPLATE[None])
+    with pytest.raises(InputError, match=r"landmarks of shape \(5, 2\): must be \(n, 5, 2\)"):
+        embedder.embed_photo(faces[0], TEMPLATE)
+    assert embedder.embed_photo(faces[0], np.empty((0, 5, 2))).shape == (0, tiny.DIMENSIONS)
 
 
 # --- files
@@ -122,6 +160,14 @@ def test_rows_are_in_input_order(model, folder, faces, capsys):
     assert f"{out}: 7 embeddings of {tiny.DIMENSIONS} numbers" in capsys.readouterr().out
 
 
+def test_lists_as_other_systems_write_them(model, folder, faces):
+    """With a byte order mark, a name in capitals, a path that ends in a number."""
+    (folder / "b.png").rename(folder / "face 5")
+    (folder / "LIST.TXT").write_text("face 5\r\na/c.bmp\r\n", encoding="utf-8-sig")
+    assert embed(model, "--out", folder / "out.npy", folder / "LIST.TXT") == 0
+    np.testing.assert_allclose(np.load(folder / "out.npy"), Embedder(model).embed(faces[:2]), atol=1e-5)
+
+
 def test_without_the_mirror_image(model, folder, faces):
     assert embed(model, "--no-flip", "--out", folder / "out.npy", folder / "b.png") == 0
     ours = Embedder(model).embed(faces[:1], flip=False)
@@ -150,8 +196,14 @@ def wrong_size(folder, height, width):
         (lambda folder: folder / "a" / "notes.md", "notes.md: is not an image"),
         (lambda folder: _empty(folder), "no image in this folder"),
         (lambda folder: _text(folder, ""), "names no image"),
-        (lambda folder: _text(folder, "b.png 1 2 3\n"), "line 1 has 3 numbers behind the path"),
-        (lambda folder: _text(folder, "b.png" + " 5" * 10), "all in one place"),
+        (lambda folder: _text(folder, "b.png 1 2 3\n"), "list.txt: line 1: 3 numbers behind the path"),
+        (lambda folder: _text(folder, "b.png" + " 5" * 10), "list.txt: line 1: landmarks .* all in one place"),
+        (lambda folder: _text(folder, "b.png\n\nb.png" + " nan" * 10), "line 3: landmarks .* five points x, y"),
+        (lambda folder: _text(folder, "b.png\nnowhere.png\n"), "list.txt: line 2: .*nowhere.png: cannot read"),
+        (lambda folder: _text(folder, "b.png\na/notes.md\n"), "list.txt: line 2: .*notes.md: is not an image"),
+        (lambda folder: _cut_short(folder), "cut.jpg: is a JPEG that is cut short"),
+        (lambda folder: _saved(folder, np.zeros((0, 112, 112, 3), np.uint8)), "list.npy: holds no face"),
+        (lambda folder: _npz(folder), "list.npy: is an .npz"),
         (lambda folder: _saved(folder, np.zeros((2, 112, 112, 3), np.float32)), "holds float32, must be uint8"),
         (lambda folder: _saved(folder, np.zeros((2, 112, 112), np.uint8)), r"list.npy: faces of shape \(2, 112, 112\)"),
     ],
@@ -173,6 +225,19 @@ def _empty(folder):
 def _text(folder, content):
     (folder / "list.txt").write_text(content)
     return folder / "list.txt"
+
+
+def _cut_short(folder):
+    encoded = tiny.jpeg(0, 0)
+    (folder / "cut.jpg").write_bytes(encoded[: len(encoded) // 2])
+    return folder / "cut.jpg"
+
+
+def _npz(folder):
+    """An archive of arrays under the name of one."""
+    with open(folder / "list.npy", "wb") as file:
+        np.savez(file, np.zeros((2, 112, 112, 3), np.uint8))
+    return folder / "list.npy"
 
 
 def _saved(folder, array):

@@ -66,7 +66,8 @@ def load_checkpoint(model: str) -> Checkpoint:
     """Return the checkpoint "PREFIX,EPOCH", cut at `fc1_output`: heads that came after it are left out.
 
     Raises InputError for files that are missing or cannot be read, for a symbol without `fc1_output` (naming what could
-    be meant) and for parameters that the symbol needs and the file has not, or has in another shape.
+    be meant) and for parameters that the symbol needs and the file has not, has in another shape, or with values that
+    no network can have.
     """
     symbol_file, params_file = _files(model)
     try:
@@ -85,6 +86,7 @@ def load_checkpoint(model: str) -> Checkpoint:
     symbol = internals[OUTPUT]
     _check_input(symbol, symbol_file)
     args, auxs = matching(symbol, load_params(params_file), params_file)
+    _check_values({**args, **auxs}, params_file)
     return Checkpoint(symbol, args, auxs, model)
 
 
@@ -119,6 +121,21 @@ def _check_input(symbol: mx.sym.Symbol, symbol_file: str) -> None:
         raise InputError(f"{wrong} ({_first_line(error)})") from error
     if outputs is None or len(outputs[0]) != 2:
         raise InputError(f"{wrong} alone - its shape is {outputs[0] if outputs else 'open'}")
+
+
+def _check_values(params: Params, params_file: str) -> None:
+    """Raise InputError where a parameter is not finite or a variance negative: embeddings would be NaN."""
+    for name, value in params.items():
+        array = value.asnumpy()
+        wrong = ~np.isfinite(array)
+        what = "not finite"
+        if name.endswith("_moving_var") and not wrong.any():
+            wrong, what = array < 0, "negative"
+        if wrong.any():
+            found = f"{int(wrong.sum())} of its {array.size} values are {what}"
+            raise InputError(
+                f"{params_file}: parameter {name}: {found} - take a checkpoint from before training failed"
+            )
 
 
 def load_params(path: str | Path) -> Params:

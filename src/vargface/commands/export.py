@@ -38,6 +38,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         metavar="DATA|PACK.bin|DIR|...",
         help="aligned faces: a data folder (train.rec), a pack, or what `vargface embed` takes",
     )
+    int8.add_argument("--resize", action="store_true", help="of the images, resize square ones that are not 112x112")
     int8.add_argument("--images", type=int, default=256, help="calibrate on so many, spread over all (default 256)")
     int8.epilog = (
         "example: vargface export int8 --model runs/demo/student/student,1 --out student-int8.onnx --calibrate lfw.bin"
@@ -70,7 +71,7 @@ def _int8(arguments: argparse.Namespace) -> None:
     if arguments.images < 1:
         raise InputError(f"--images {arguments.images}: must be at least 1")
     network = fold(load_checkpoint(arguments.model))
-    faces = calibration_faces(arguments.calibrate, arguments.images)
+    faces = calibration_faces(arguments.calibrate, arguments.images, resize=arguments.resize)
     with tqdm(total=len(faces), unit="img", desc="calibrate", leave=False, disable=None) as bar:
         export_int8(network, arguments.out, faces, on_face=bar.update)
     size = Path(arguments.out).stat().st_size

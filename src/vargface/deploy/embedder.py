@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 
 from vargface.checkpoint import Checkpoint, load_checkpoint
-from vargface.deploy.alignment import SIZE, align
+from vargface.data.decoding import decode
+from vargface.deploy.alignment import SIZE, align, similarity
 from vargface.deploy.fast_form import fast_form
 from vargface.deploy.network import fold
 from vargface.errors import InputError
@@ -22,6 +23,8 @@ __all__ = ["BATCH_SIZE", "Embedder", "Face", "find_faces"]
 
 # images a pass: what goes through the network together then stays in the cache (docs/insightface.md)
 BATCH_SIZE = 4
+# that one is bound for: a face alone, a face and its mirror image, and many
+SIZES = (1, 2, BATCH_SIZE)
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -45,19 +48,28 @@ class Embedder:
         self._bound: dict[tuple, FrozenNetwork] = {}  # by batch size and context
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the embeddings (n, D) float32, not normalised, of `images` (n, 3, 112, 112), RGB 0..255, any n."""
-        embeddings = np.empty((len(images), self.embedding_size), np.float32)
+        """Return the embeddings (n, D) float32, not normalised, of `images` (n, 3, 112, 112), RGB 0..255, any n.
+
+        Raises InputError for another shape.
+        """
+        if images.shape[1:] != (3, SIZE, SIZE):
+            raise InputError(f"images of shape {images.shape}: must be (n, 3, {SIZE}, {SIZE})")
+        return self._run(len(images), images.__getitem__)
+
+    def _run(self, number: int, images: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """Return the embeddings (number, D) of the images that `images` gives for slices of their rows."""
+        embeddings = np.empty((number, self.embedding_size), np.float32)
         begun: deque = deque()
 
         def finish() -> None:
             rows, waiting = begun.popleft()
             embeddings[rows] = waiting.asnumpy()[: rows.stop - rows.start]
 
-        for number, start in enumerate(range(0, len(images), BATCH_SIZE)):
-            rows = slice(start, min(start + BATCH_SIZE, len(images)))
-            context = self._contexts[number % len(self._contexts)]
-            network = self._of_size(1 if rows.stop - start == 1 else BATCH_SIZE, context)
-            begun.append((rows, network.begin(images[rows])))
+        for start in range(0, number, BATCH_SIZE):
+            rows = slice(start, min(start + BATCH_SIZE, number))
+            context = self._contexts[start // BATCH_SIZE % len(self._contexts)]
+            size = next(size for size in SIZES if size >= rows.stop - start)
+            begun.append((rows, self._of_size(size, context).begin(images(rows))))
             if len(begun) > len(self._contexts):
                 finish()
         while begun:
@@ -68,17 +80,32 @@ class Embedder:
         """Return (n, D) float32, unit norm, of aligned `faces`, RGB 0..255: (n, 112, 112, 3) or (n, 3, 112, 112).
 
         flip: the sum of a face's embedding and its mirror image's, as in the verification protocol, in twice the time.
-        Raises InputError for another shape or type.
+        Raises InputError for another shape, type or range.
         """
-        faces = _channels_first(np.asarray(faces))
-        embeddings = self(faces)
-        if flip:
-            embeddings = embeddings + self(np.ascontiguousarray(faces[..., ::-1]))
-        return unit(embeddings)
+        faces = _channels_first(_pixels(np.asarray(faces)))
+        if not flip:
+            return unit(self(faces))
+
+        def views(rows: slice) -> np.ndarray:
+            """Each face, its mirror image behind it; batches are of even numbers."""
+            some = faces[rows.start // 2 : rows.stop // 2]
+            return np.stack([some, some[..., ::-1]], axis=1).reshape(-1, *some.shape[1:])
+
+        # side by side, so that a single face is one pass, not two
+        return unit(self._run(2 * len(faces), views).reshape(-1, 2, self.embedding_size).sum(axis=1))
 
     def embed_photo(self, photo: np.ndarray, landmarks: np.ndarray, *, flip: bool = True) -> np.ndarray:
-        """Return (n, D) as `embed`, of the faces at `landmarks` (n, 5, 2) in `photo` (H, W, 3) RGB uint8."""
-        return self.embed(np.stack([align(photo, points) for points in landmarks]), flip=flip)
+        """Return (n, D) as `embed`, of the faces at `landmarks` (n, 5, 2) in `photo` (H, W, 3) RGB uint8.
+
+        Raises InputError for another shape or type of either.
+        """
+        photo, landmarks = np.asarray(photo), np.asarray(landmarks)
+        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+            raise InputError(f"photo is {photo.dtype} {photo.shape}: must be uint8 (H, W, 3), RGB")
+        if landmarks.ndim != 3:
+            raise InputError(f"landmarks of shape {landmarks.shape}: must be (n, 5, 2), five points for each face")
+        faces = [align(photo, points) for points in landmarks]
+        return self.embed(np.stack(faces) if faces else np.empty((0, SIZE, SIZE, 3), np.uint8), flip=flip)
 
     def embed_faces(
         self,
@@ -118,9 +145,16 @@ class Face:
     """A face in a file: an aligned image, a photo with landmarks (5, 2), or a row of a .npy file."""
 
     def __init__(
-        self, path: str | Path, *, landmarks: np.ndarray | None = None, pixels: np.ndarray | None = None
+        self,
+        path: str | Path,
+        *,
+        landmarks: np.ndarray | None = None,
+        pixels: np.ndarray | None = None,
+        listed: str = "",
     ) -> None:
+        """`listed`: "FILE: line N: ", where a list names the face: errors begin with it."""
         self.path, self._landmarks, self._pixels = Path(path), landmarks, pixels
+        self._name = f"{listed}{path}"
 
     def pixels(self, resize: bool = False) -> np.ndarray:
         """Return the aligned face (112, 112, 3) uint8, RGB.
@@ -131,13 +165,11 @@ class Face:
         if self._pixels is not None:
             return self._pixels
         try:
-            encoded = np.frombuffer(self.path.read_bytes(), np.uint8)
+            image = np.ascontiguousarray(decode(self.path.read_bytes())[:, :, ::-1])
         except OSError as error:
-            raise InputError(f"{self.path}: cannot read ({error.strerror or error})") from error
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
-        if image is None:
-            raise InputError(f"{self.path}: is not an image ({len(encoded)} bytes) - leave it out")
-        image = np.ascontiguousarray(image[:, :, ::-1])
+            raise InputError(f"{self._name}: cannot read ({error.strerror or error})") from error
+        except ValueError as error:
+            raise InputError(f"{self._name}: {error} - leave it out") from error
         if self._landmarks is not None:
             return align(image, self._landmarks)
         height, width = image.shape[:2]
@@ -146,7 +178,7 @@ class Face:
         if not resize or height != width:
             also = ", or --resize if it is aligned" if height == width else ""
             size = f"is {height}x{width}, not an aligned face of {SIZE}x{SIZE}"
-            raise InputError(f"{self.path}: {size} - give its five landmarks{also}")
+            raise InputError(f"{self._name}: {size} - give its five landmarks{also}")
         return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
 
 
@@ -169,9 +201,9 @@ def _faces_of(source: Path) -> list[Face]:
         return [Face(file) for file in files]
     if not source.is_file():
         raise InputError(f"{source}: no such image, folder, list or array")
-    if source.suffix == ".npy":
+    if source.suffix.lower() == ".npy":
         return [Face(source, pixels=face) for face in _array(source)]
-    if source.suffix == ".txt":
+    if source.suffix.lower() == ".txt":
         return list(_listed(source))
     return [Face(source)]
 
@@ -179,8 +211,12 @@ def _faces_of(source: Path) -> list[Face]:
 def _array(path: Path) -> np.ndarray:
     try:
         faces = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise InputError(f"{path}: not an array that numpy can read ({error})") from error
+    if not isinstance(faces, np.ndarray):
+        raise InputError(f"{path}: is an .npz, several arrays in one file - save the faces alone with numpy.save")
+    if not faces.size:
+        raise InputError(f"{path}: holds no face (shape {faces.shape}) - leave it out")
     if faces.dtype != np.uint8:
         raise InputError(f"{path}: holds {faces.dtype}, must be uint8, RGB 0..255")
     try:
@@ -200,16 +236,24 @@ def _listed(path: Path) -> Iterator[Face]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        *name, numbers = _split(line)
+        name, numbers = _split(line, path.parent)
+        listed = f"{path}: line {number}: "
         if len(numbers) not in (0, 10):
-            found = f"line {number} has {len(numbers)} numbers behind the path"
-            raise InputError(f"{path}: {found} - give none, or ten: x and y of five landmarks")
+            found = f"{len(numbers)} numbers behind the path"
+            raise InputError(f"{listed}{found} - give none, or ten: x and y of five landmarks")
         landmarks = np.array(numbers).reshape(5, 2) if numbers else None
-        yield Face(path.parent / name[0], landmarks=landmarks)
+        if landmarks is not None:
+            try:
+                similarity(landmarks)
+            except InputError as error:
+                raise InputError(f"{listed}{error}") from error
+        yield Face(path.parent / name, landmarks=landmarks, listed=listed)
 
 
-def _split(line: str) -> tuple[str, list[float]]:
-    """Return a line's path, which may have spaces, and the numbers behind it."""
+def _split(line: str, folder: Path) -> tuple[str, list[float]]:
+    """Return a line's path, which may have spaces and end in a number, and the numbers behind it."""
+    if (folder / line.strip()).is_file():
+        return line.strip(), []
     words = line.strip().replace("\t", " ").split(" ")
     numbers: list[float] = []
     while len(words) > 1:
@@ -219,6 +263,21 @@ def _split(line: str) -> tuple[str, list[float]]:
             break
         words.pop()
     return " ".join(words), numbers
+
+
+def _pixels(faces: np.ndarray) -> np.ndarray:
+    """Return `faces`. Raises InputError where they are not RGB 0..255 in numbers of a usual kind."""
+    if faces.dtype == np.uint8 or not faces.size:
+        return faces
+    what = f"faces are {faces.dtype}"
+    if faces.dtype.kind not in "uif":
+        raise InputError(f"{what}: must be RGB 0..255, uint8 or float32")
+    least, most = faces.min(), faces.max()
+    if not (least >= 0 and most <= 255):  # NaN is neither
+        raise InputError(f"{what} in {least:.6g}..{most:.6g}: must be RGB 0..255, not normalised")
+    if faces.dtype.kind == "f" and 0 < most <= 1:
+        raise InputError(f"{what} in {least:.6g}..{most:.6g}: must be RGB 0..255 - multiply by 255")
+    return faces
 
 
 def _channels_first(faces: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from vargface.checkpoint import Checkpoint
 from vargface.deploy.network import LINEAR, Layer, Network
 
-__all__ = ["fast_form", "side_by_side"]
+__all__ = ["BLOCK", "fast_form", "side_by_side", "split_prelus"]
 
 # channels in a block of AVX-512
 BLOCK = 16
@@ -33,7 +33,7 @@ def fast_form(network: Network, block: int | None = None) -> Checkpoint:
     block = (BLOCK if _has_avx512() else 0) if block is None else block
     if block:
         network = side_by_side(network, block)
-    return _split_prelus(network).checkpoint()
+    return split_prelus(network).checkpoint()
 
 
 def side_by_side(network: Network, block: int) -> Network:
@@ -66,7 +66,7 @@ def _block_diagonal(weight: np.ndarray, groups: int, together: int) -> np.ndarra
     return wide.reshape(outputs, together * inputs, *kernel)
 
 
-def _split_prelus(network: Network) -> Network:
+def split_prelus(network: Network) -> Network:
     """Return `network` with its PReLUs on images as ReLUs and 1x1 depthwise convolutions."""
     arrays, layers = dict(network.arrays), []
     factors: dict[str, np.ndarray] = {}  # PReLU -> what the layers behind it still have to multiply its channels by

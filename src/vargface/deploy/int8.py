@@ -21,7 +21,9 @@ from vargface.data.packs import Pack, read_pack
 from vargface.data.records import FaceRecords
 from vargface.deploy.embedder import Face, find_faces
 from vargface.deploy.network import INPUT, Network
-from vargface.deploy.onnx_file import export_onnx, require
+from vargface.deploy.onnx_file import export_onnx
+from vargface.errors import InputError
+from vargface.extras import require
 from vargface.files import whole_file
 
 if TYPE_CHECKING:
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
 __all__ = ["calibration_faces", "export_int8"]
 
 
-def calibration_faces(sources: Sequence[str | Path], number: int) -> np.ndarray:
+def calibration_faces(sources: Sequence[str | Path], number: int, *, resize: bool = False) -> np.ndarray:
     """Return `number` aligned faces (n, 3, 112, 112) uint8, evenly spread over `sources`, all if those hold fewer.
 
-    A source is a verification pack (.bin), a training folder (with train.rec) or what `embedder.find_faces` takes.
-    Raises InputError as those do.
+    A source is a verification pack (.bin), a training folder (with train.rec) or what `embedder.find_faces` takes;
+    resize: as `embedder.Face.pixels` has it. Raises InputError as those do, and where there is no face.
     """
     readers: list[Callable[[], np.ndarray]] = []
     for source in map(Path, sources):
@@ -45,7 +47,9 @@ def calibration_faces(sources: Sequence[str | Path], number: int) -> np.ndarray:
             records = FaceRecords(source)
             readers += [functools.partial(_of_record, records, place) for place in range(len(records))]
         else:
-            readers += [functools.partial(_of_file, face) for face in find_faces([source])]
+            readers += [functools.partial(_of_file, face, resize) for face in find_faces([source])]
+    if not readers:
+        raise InputError(f"{', '.join(map(str, sources))}: no face to calibrate on")
     chosen = np.linspace(0, len(readers) - 1, min(number, len(readers))).round().astype(int)
     return np.stack([readers[row]() for row in chosen])
 
@@ -59,8 +63,8 @@ def _of_record(records: FaceRecords, place: int) -> np.ndarray:
     return Pack(records.name(place), [encoded], np.empty(0, bool)).decode(0, 1)[0]
 
 
-def _of_file(face: Face) -> np.ndarray:
-    return face.pixels().transpose(2, 0, 1)
+def _of_file(face: Face, resize: bool) -> np.ndarray:
+    return face.pixels(resize).transpose(2, 0, 1)
 
 
 def export_int8(
@@ -72,10 +76,8 @@ def export_int8(
     spend the 8 bits on a few of them. on_face: called with 1 for each. Raises InputError where onnxruntime is missing,
     for an operator that cannot be exported and where the file cannot be written.
     """
-    require("onnx")
-    require("onnxruntime")
-    import onnx
-    from onnxruntime import quantization
+    onnx = require("onnx", "an ONNX file")
+    quantization = require("onnxruntime.quantization", "an int8 file")
 
     class Faces(quantization.CalibrationDataReader):
         """Feeds the faces one by one: the ranges are means over what is fed together."""
@@ -93,7 +95,8 @@ def export_int8(
 
     with tempfile.TemporaryDirectory() as folder, _without_advice():
         float_file, int8_file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        export_onnx(network, float_file)
+        # split, a PReLU would be rounded to 8 bits three times
+        export_onnx(network, float_file, whole_prelus=True)
         quantization.quantize_static(
             float_file,
             int8_file,

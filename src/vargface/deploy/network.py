@@ -21,6 +21,8 @@ __all__ = ["INPUT", "Layer", "Network", "fold"]
 INPUT = "data"
 # what inference passes through unchanged
 NO_OPS = ("_copy", "identity", "Dropout", "BlockGrad")
+# checkpoints that were trained in half precision cast to it and back; here all is float32
+CASTS = ("Cast", "amp_cast")
 # layers that are linear in each output channel, behind which a batch norm can be folded
 LINEAR = ("Convolution", "FullyConnected")
 
@@ -101,12 +103,16 @@ class Network:
         auxs = {name: arrays.pop(name) for name in self.auxiliary}
         return Checkpoint(self.symbol(), arrays, auxs, "folded")
 
-    def image_channels(self) -> dict[str, int]:
-        """Return the number of channels of every layer's first output that is (N, C, H, W), by name."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every layer's first output for one image, by name."""
         internals = self.symbol().get_internals()
         _, shapes, _ = internals.infer_shape(data=(1, 3, 112, 112))
-        images = ((name, shape) for name, shape in zip(internals.list_outputs(), shapes) if len(shape) == 4)
-        return {name[: -len("_output")]: shape[1] for name, shape in images if name.endswith("_output")}
+        outputs = zip(internals.list_outputs(), shapes)
+        return {name[: -len("_output")]: shape for name, shape in outputs if name.endswith("_output")}
+
+    def image_channels(self) -> dict[str, int]:
+        """Return the number of channels of every layer's first output that is (N, C, H, W), by name."""
+        return {name: shape[1] for name, shape in self.shapes().items() if len(shape) == 4}
 
 
 def fold(checkpoint: Checkpoint) -> Network:
@@ -125,7 +131,7 @@ def _read(checkpoint: Checkpoint) -> Network:
     layers = []
     for node in graph["nodes"]:
         inputs = tuple(names[index] + (f":{output}" if output else "") for index, output, *_ in node["inputs"])
-        if node["op"] in NO_OPS:
+        if node["op"] in NO_OPS or (node["op"] in CASTS and node["attrs"]["dtype"].startswith("float")):
             names.append(inputs[0])
             continue
         name = node["name"]
@@ -135,7 +141,9 @@ def _read(checkpoint: Checkpoint) -> Network:
         names.append(name)
         if node["op"] != "null":
             layers.append(Layer(node["op"], name, node.get("attrs", {}), inputs))
-    arrays = {name: array.asnumpy() for name, array in {**checkpoint.args, **checkpoint.auxs}.items()}
+    arrays = {
+        name: array.asnumpy().astype(np.float32) for name, array in {**checkpoint.args, **checkpoint.auxs}.items()
+    }
     return Network(tuple(layers), arrays, frozenset(checkpoint.auxs), names[graph["heads"][0][0]])
 
 

@@ -8,48 +8,48 @@ insightface's ArcFaceONNX knows that it may feed RGB 0..255.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from vargface.deploy.fast_form import BLOCK, split_prelus
 from vargface.deploy.network import INPUT, Layer, Network
 from vargface.errors import InputError
+from vargface.extras import require
 from vargface.files import whole_file
 
-__all__ = ["OPSET", "export_onnx", "onnx_model", "require"]
+__all__ = ["OPSET", "export_onnx", "onnx_model"]
 
 # the first with quantisation by channel; ONNX Runtime has it since 1.8
 OPSET = 13
 # of the file format, as old as that opset
 IR_VERSION = 7
-INSTALL = "pip install -c constraints.txt '.[export]'"
 
 
-def require(package: str):  # noqa: ANN201 - a module
-    """Return the module `package` of the extra `export`. Raises InputError where it is not installed."""
-    try:
-        return __import__(package)
-    except ImportError as error:
-        raise InputError(f"{package} is not installed ({error}) - {INSTALL}") from error
-
-
-def export_onnx(network: Network, path: str | Path, *, wide_groups: bool = False) -> None:
+def export_onnx(network: Network, path: str | Path, **options: bool) -> None:
     """Write `onnx_model` to `path`. Raises as that, and InputError where the file cannot be written."""
-    serialised = onnx_model(network, wide_groups=wide_groups).SerializeToString()
+    serialised = onnx_model(network, **options).SerializeToString()
     with whole_file(path) as file:
         file.write(serialised)
 
 
-def onnx_model(network: Network, *, wide_groups: bool = False):  # noqa: ANN201 - onnx may not be there
+def onnx_model(network: Network, *, wide_groups: bool = False, whole_prelus: bool = False):  # noqa: ANN201
     """Return the onnx.ModelProto of `network`, checked: input `data` (N, 3, 112, 112) float32, RGB 0..255, any N; one
     output, the network's (N, D), not normalised.
 
     wide_groups: put convolution groups of 8 channels side by side in pairs, which ONNX Runtime runs faster on CPUs with
-    AVX-512; the zeros between them are not in the file but made when it is loaded.
+    AVX-512; the zeros between them are not in the file but made when it is loaded. whole_prelus: leave each PReLU one
+    operator; otherwise they are split where that is faster.
 
     Raises InputError for an operator that has no counterpart here.
     """
-    onnx = require("onnx")
+    onnx = require("onnx", "an ONNX file")
+    if not whole_prelus and (wide_groups or not _has_narrow_groups(network)):
+        # ONNX Runtime's own PReLU leaves the layout of the convolutions around it, these two operators stay in it;
+        # but between groups that are left to slow code there is no such layout
+        network = split_prelus(network)
+    network = _scaling_first(network)
     graph = _Graph(onnx, network, wide_groups)
     for layer in network.layers:
         if layer.op not in OPERATORS:
@@ -62,7 +62,7 @@ def onnx_model(network: Network, *, wide_groups: bool = False):  # noqa: ANN201 
             graph.nodes,
             "vargface",
             [helper.make_tensor_value_info(INPUT, kind, ["N", 3, 112, 112])],
-            [helper.make_tensor_value_info(network.output, kind, ["N", graph.embedding_size])],
+            [helper.make_tensor_value_info(network.output, kind, ["N", *network.shapes()[network.output][1:]])],
             [onnx.numpy_helper.from_array(array, name) for name, array in graph.arrays.items()],
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -73,6 +73,34 @@ def onnx_model(network: Network, *, wide_groups: bool = False):  # noqa: ANN201 
     return model
 
 
+def _scaling_first(network: Network) -> Network:
+    """Return `network` beginning with a subtraction and a product: of nothing, by 1, where it does not scale that way.
+
+    By those two ArcFaceONNX knows that a file takes 0..255; any other it would feed (x - 127.5) / 127.5.
+    """
+
+    def users(name: str) -> list[Layer]:
+        return [layer for layer in network.layers if name in layer.inputs]
+
+    first = users(INPUT)
+    second = users(first[0].name)
+    if [[layer.op for layer in layers] for layers in (first, second)] == [["_minus_scalar"], ["_mul_scalar"]]:
+        return network
+    same = Layer("_minus_scalar", "as_given", {"scalar": "0"}, (INPUT,))
+    once = Layer("_mul_scalar", "as_given_times_1", {"scalar": "1"}, (same.name,))
+    behind = [
+        replace(layer, inputs=tuple(once.name if name == INPUT else name for name in layer.inputs))
+        for layer in network.layers
+    ]
+    return network.with_layers([same, once, *behind], network.arrays)
+
+
+def _has_narrow_groups(network: Network) -> bool:
+    """Return whether a convolution has groups of several channels, but less than one of AVX-512's blocks."""
+    convolutions = (layer for layer in network.layers if layer.op == "Convolution" and layer.get("num_group", 1) > 1)
+    return any(1 < network.arrays[layer.inputs[1]].shape[1] < BLOCK for layer in convolutions)
+
+
 class _Graph:
     """Nodes and arrays of an ONNX graph that grows; `images`: names of what has (N, C, H, W)."""
 
@@ -81,7 +109,6 @@ class _Graph:
         self.images = network.image_channels()
         self.nodes: list = []
         self.arrays: dict[str, np.ndarray] = {}
-        self.embedding_size: int | None = None  # of the last dense layer
 
     def node(self, op: str, name: str, inputs: list[str], *, node_name: str | None = None, **attributes) -> str:
         """Append a node whose output is called `name`, and return that name."""
@@ -158,7 +185,6 @@ def _dense(graph: _Graph, layer: Layer) -> None:
     if data in graph.images:
         data = graph.node("Flatten", f"{layer.name}_flat", [data])
     graph.node("Gemm", layer.name, [data, *(graph.array(name) for name in layer.inputs[1:])], transB=1)
-    graph.embedding_size = layer.get("num_hidden")
 
 
 def _leaky_relu(graph: _Graph, layer: Layer) -> None:
@@ -223,6 +249,7 @@ OPERATORS: dict[str, Callable[[_Graph, Layer], None]] = {
     "FullyConnected": _dense,
     "LeakyReLU": _leaky_relu,
     "Pooling": _pooling,
+    "_div_scalar": _scalar("Div"),
     "_minus_scalar": _scalar("Sub"),
     "_mul_scalar": _scalar("Mul"),
     "_plus_scalar": _scalar("Add"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vargface.errors import InputError
+from vargface.extras import require
 from vargface.runtime import cores, mx
 
 __all__ = ["OnnxNetwork"]
@@ -75,7 +76,7 @@ class OnnxNetwork:
 
 
 def _scales_itself(file: str) -> bool:
-    onnx = _imported("onnx", file)
+    onnx = require("onnx", f"{file}: an ONNX teacher")
     try:
         nodes = onnx.load(file, load_external_data=False).graph.node[:_FIRST_NODES]
     except Exception as error:  # protobuf's own kind, of a package that is not ours to import
@@ -86,7 +87,7 @@ def _scales_itself(file: str) -> bool:
 
 
 def _session(file: str, gpu: int | None) -> Any:
-    onnxruntime = _imported("onnxruntime", file)
+    onnxruntime = require("onnxruntime", f"{file}: an ONNX teacher")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", cores()))
     # threads that wait busily would take the cores from MXNet's
@@ -102,13 +103,6 @@ def _session(file: str, gpu: int | None) -> Any:
         return onnxruntime.InferenceSession(file, options, providers=providers)
     except Exception as error:  # onnxruntime's own kinds have no public base
         raise InputError(f"{file}: not a model that onnxruntime can run ({_first_line(error)})") from error
-
-
-def _imported(name: str, file: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise InputError(f"{file}: an ONNX teacher needs {name} ({error}) - pip install '.[export]'") from error
 
 
 def _first_line(error: Exception) -> str:
