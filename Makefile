@@ -60,13 +60,14 @@ lint: .venv/.installed ## style and format, as ruff sees them
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-bench: .venv/.installed ## ratios: a training step, a teacher, the head's memory, verification and LFR scoring against the originals'
+bench: .venv/.installed ## ratios to the originals: a training step, a teacher, the head's memory, verification, LFR scoring, reading, inference
 	.venv/bin/python benchmarks/training_step.py
 	.venv/bin/python benchmarks/teacher_cost.py
 	.venv/bin/python benchmarks/head_memory.py
 	OPENBLAS_NUM_THREADS=1 .venv/bin/python benchmarks/verification.py
 	.venv/bin/python benchmarks/lfr_scoring.py
 	.venv/bin/python benchmarks/data_reading.py
+	.venv/bin/python benchmarks/inference.py --threads 1 --rounds 5
 
 clean: ## remove what was built (.venv too), never runs/ or data
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

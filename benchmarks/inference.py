@@ -1,15 +1,19 @@
 """Speed of VarGFaceNet on the CPU, images to embeddings: MXNet as InsightFace uses it, ours, ONNX Runtime, int8.
 
-    python benchmarks/inference.py --model PREFIX,EPOCH --calibrate DATA [--batch 1 32] [--threads 1 2] [--rounds 9]
-        [--cpu-time]
+    python benchmarks/inference.py [--model PREFIX,EPOCH] [--calibrate DATA] [--torch PYTHON] [--batch 1 32]
+        [--threads 1 2] [--rounds 9] [--cpu-time] [--only WAY ...]
 
+Without a model it is VarGFaceNet at full width with random weights, which is as fast; int8 needs faces to calibrate on.
 `Module` is what InsightFace's code does with a checkpoint (symbol, Module, forward). `Embedder` is ours, with a batch
 on every core (OMP_NUM_THREADS=1), or with all cores on one batch. `MXNet's exporter` is MXNet 1.9.1's own ONNX,
 repaired until ONNX Runtime takes it and folds its batch norms (fixed gammas 1, slopes (C, 1, 1), explicit flatten,
-arrays that are no inputs). Every way runs in a process of its own; they take turns, a pass each round. A figure is the
-median over rounds, `ratio` is to the first way. --cpu-time counts seconds of CPU instead of the clock's: on one thread
-they are the same on a quiet machine, and still fair on a busy one. Memory is the process's largest, load the time from
-the import of the package to the first embedding.
+arrays that are no inputs). PyTorch runs the checkpoint's own graph (benchmarks/torch_inference.py) if the interpreter
+of an environment with `torch` is named: eager, and traced, frozen and optimised for inference.
+
+Every way runs in a process of its own; they take turns, a pass each round. A figure is the median over rounds, `ratio`
+is to the first way. --cpu-time counts seconds of CPU instead of the clock's: on one thread they are the same on a quiet
+machine, and still fair on a busy one. Memory is the process's largest, load the time from the import of the package to
+the first embedding. --files keeps the exported files for the next call.
 """
 
 from __future__ import annotations
@@ -25,7 +29,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import numpy as np
+
+# what PyTorch's worker reads
+GRAPH, WEIGHTS = "graph.json", "weights.npz"
 # way -> environment that differs from MXNet's own; {threads} is the number asked for
 WAYS = {
     "Module": {"OMP_NUM_THREADS": "{threads}"},
@@ -35,7 +45,10 @@ WAYS = {
     "ONNX Runtime, our export": {},
     "ONNX Runtime, our export --avx512": {},
     "ONNX Runtime, our int8": {},
+    "PyTorch, eager": {"OMP_NUM_THREADS": "{threads}"},
+    "PyTorch, frozen": {"OMP_NUM_THREADS": "{threads}"},
 }
+HERE = Path(__file__).parent
 
 
 def mxnets_own_export(model: str, out: Path) -> None:
@@ -119,15 +132,24 @@ def work(options: argparse.Namespace) -> None:
     embed = embed_with(options.way, options.model, options.files, options.threads[0])
     images = np.random.default_rng(0).integers(0, 256, (options.batch[0], 3, 112, 112), np.uint8)
     embed(images[:1])
-    load = time.perf_counter() - started
+    answer(embed, images, time.perf_counter() - started, clock_of(options))
+
+
+def clock_of(options: argparse.Namespace) -> str:
+    """Return the name, in `time`, of the clock that counts."""
+    return "process_time" if options.cpu_time else "perf_counter"
+
+
+def answer(embed: Callable, images: np.ndarray, load: float, clock: str, **more: float) -> None:
+    """Warm up, say how long loading took and what `more` there is; then time a pass for every line that comes in."""
+    now = getattr(time, clock)
     for _ in range(2):
         embed(images)
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    print(json.dumps({"load": load}), flush=True)
+    print(json.dumps({"load": load, **more}), flush=True)
     for _ in sys.stdin:
-        started = clock()
+        started = now()
         embed(images)
-        taken = clock() - started
+        taken = now() - started
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": taken, "memory": memory}), flush=True)
 
@@ -143,6 +165,9 @@ class Worker:
             environment.update(DNNL_MAX_CPU_ISA="ALL")
         command = [sys.executable, __file__, "--way", way, "--model", options.model, "--files", str(files)]
         command += ["--batch", str(batch), "--threads", str(threads), *(["--cpu-time"] if options.cpu_time else [])]
+        if way.startswith("PyTorch"):
+            command = [options.torch, str(HERE / "torch_inference.py"), str(files / GRAPH), str(files / WEIGHTS)]
+            command += [str(batch), str(threads), clock_of(options), way.rpartition(" ")[2]]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
@@ -150,7 +175,10 @@ class Worker:
         answer = self._process.stdout.readline()
         if not answer:
             raise SystemExit(f"{way}: did not start - run it by hand to see why: {' '.join(command)}")
-        self.load, self.memory, self.seconds = json.loads(answer)["load"], 0.0, []
+        said = json.loads(answer)
+        self.load, self.memory, self.seconds = said["load"], 0.0, []
+        if said.get("apart", 0) > 1e-4:
+            raise SystemExit(f"{way}: another network - its unit embedding differs by {said['apart']:.1e}")
 
     def measure(self) -> None:
         """Time one pass."""
@@ -170,8 +198,9 @@ class Worker:
 def main() -> None:
     """Print the table, or answer as the worker of one way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, metavar="PREFIX,EPOCH")
+    parser.add_argument("--model", metavar="PREFIX,EPOCH")
     parser.add_argument("--calibrate", metavar="DATA", help="aligned faces for int8; without: no int8")
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
@@ -183,9 +212,11 @@ def main() -> None:
     if options.way:
         work(options)
         return
-    ways = [way for way in options.only if options.calibrate or "int8" not in way]
+    lacking = [word for word, given in {"int8": options.calibrate, "PyTorch": options.torch}.items() if not given]
+    ways = [way for way in options.only if not any(word in way for word in lacking)]
     with tempfile.TemporaryDirectory() as temporary:
         files = options.files or Path(temporary)
+        options.model = options.model or random_model(files)
         export(ways, options, files)
         print(f"{'batch':>5} {'threads':>7}  {'way':<34} {'img/s':>6} {'ratio':>6} {'MB':>6} {'load s':>6}")
         for threads in options.threads:
@@ -203,14 +234,43 @@ def main() -> None:
                     print(f"{batch:>5} {threads:>7}  {way:<34} {figures}", flush=True)
 
 
+def random_model(files: Path) -> str:
+    """Write a VarGFaceNet of random weights and return its PREFIX,EPOCH."""
+    from vargface.checkpoint import save_checkpoint
+    from vargface.runtime import mx
+    from vargface.symbols import vargfacenet
+
+    symbol = vargfacenet.get_symbol()
+    module = mx.mod.Module(symbol, label_names=None)
+    module.bind([("data", (1, 3, 112, 112))], for_training=False)
+    module.init_params(mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2))
+    return save_checkpoint(files / "random", 0, symbol, *module.get_params())
+
+
+def for_torch(model: str, files: Path) -> None:
+    """Write the graph, the weights, and an image with its embedding, for torch_inference.py."""
+    import numpy as np
+
+    from vargface.checkpoint import load_checkpoint
+    from vargface.inference import FrozenNetwork
+
+    checkpoint = load_checkpoint(model)
+    image = np.random.default_rng(1).integers(0, 256, (1, 3, 112, 112), np.uint8)
+    arrays = {name: value.asnumpy() for name, value in {**checkpoint.args, **checkpoint.auxs}.items()}
+    (files / GRAPH).write_text(checkpoint.symbol.tojson())
+    np.savez(files / WEIGHTS, **arrays, image=image, embedding=FrozenNetwork(checkpoint, 1)(image))
+
+
 def export(ways: list[str], options: argparse.Namespace, files: Path) -> None:
-    """Write the ONNX files that `ways` need and that are not there."""
+    """Write the files that `ways` need and that are not there."""
     from vargface.checkpoint import load_checkpoint
     from vargface.deploy.int8 import calibration_faces, export_int8
     from vargface.deploy.network import fold
     from vargface.deploy.onnx_file import export_onnx
 
     network = fold(load_checkpoint(options.model))
+    if any(way.startswith("PyTorch") for way in ways):
+        for_torch(options.model, files)
     for way in ways:
         out = files / f"{way}.onnx"
         if not way.startswith("ONNX") or out.is_file():

@@ -52,9 +52,8 @@ class Network(torch.nn.Module):
         if op == "LeakyReLU":
             return F.prelu(x, self._weight(inputs[1], (x.shape[1],)))
         if op == "FullyConnected":
-            return F.linear(
-                x, self._weight(inputs[1], (attrs["num_hidden"], x.shape[1])), self._weight(inputs[2], (512,))
-            )
+            width = attrs["num_hidden"]
+            return F.linear(x, self._weight(inputs[1], (width, x.shape[1])), self._weight(inputs[2], (width,)))
         return _FUNCTIONS[op](attrs, *inputs)
 
     def _weight(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
