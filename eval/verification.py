@@ -260,10 +260,12 @@ def verify_pack(
     *,
     far: float = 1e-3,
     batch_size: int = 32,
+    flip: bool = True,
     on_batch: Callable[[int], object] | None = None,
 ) -> Verification:
     """Return the verification of `pack` by the mirror-summed embeddings f(x) + f(mirror x), with norms and name.
 
+    flip: False judges pairs by f(x) alone, as software that embeds one view does; norms are of both views all the same.
     embed: (n, 3, H, W) uint8 RGB -> (n, D) float, not normalised; called twice a batch, n <= batch_size.
     on_batch: called with the number of images done in each batch (a progress bar's `update`). Images are decoded batch
     by batch; of the embeddings only distances and norms are kept. Raises as `verify`.
@@ -280,7 +282,7 @@ def verify_pack(
         mirrored = np.asarray(embed(np.ascontiguousarray(view[..., ::-1])), dtype=np.float64)
         if plain.ndim != 2 or len(plain) != stop - start or mirrored.shape != plain.shape:
             raise ValueError(f"embed gave {plain.shape} and {mirrored.shape} for {stop - start} images: must be (n, D)")
-        sums = np.concatenate([*sums, plain + mirrored]).reshape(-1, plain.shape[1])
+        sums = np.concatenate([*sums, plain + mirrored if flip else plain]).reshape(-1, plain.shape[1])
         pairs = len(sums) // 2
         distances[first // 2 : first // 2 + pairs] = pair_distances(sums[: 2 * pairs], name=pack.name, first=first)
         first, sums = first + 2 * pairs, [sums[2 * pairs :]]

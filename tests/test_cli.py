@@ -354,6 +354,25 @@ def test_verify_prints_the_figures_and_writes_them(data, teacher, tmp_path, caps
     assert (row.split()[0], row.split()[-1]) == ("teacher", teacher)  # as in the table of `train`
 
 
+def test_verify_judges_an_onnx_file_and_one_view(data, teacher, tmp_path, capsys):
+    """As whoever quantises a network has to, and whoever puts a threshold into software that embeds one view."""
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    file, pack = tmp_path / "teacher.onnx", str(data / "pairs.bin")
+    assert main(["export", "onnx", "--model", teacher, "--out", str(file)]) == 0
+    figures = {}
+    for model in (teacher, str(file)):
+        for more in ((), ("--no-flip",)):
+            out = tmp_path / "figures.json"
+            assert main(["verify", "--model", model, "--json", str(out), *more, pack]) == 0
+            figures[model, more] = json.loads(out.read_text())["pairs"]
+    assert " -  " in next(line for line in capsys.readouterr().out.splitlines() if line.endswith(".onnx"))
+    for more in ((), ("--no-flip",)):
+        ours, theirs = figures[teacher, more], figures[str(file), more]
+        assert theirs["accuracy"] == ours["accuracy"]
+        assert theirs["xnorm"] == pytest.approx(ours["xnorm"], rel=1e-4)
+    assert figures[teacher, ()]["tar_threshold"] != figures[teacher, ("--no-flip",)]["tar_threshold"]
+
+
 def test_verify_draws_what_a_person_should_look_at(data, teacher, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     assert main(["verify", "--model", teacher, "--pictures", str(pictures), str(data / "pairs.bin")]) == 0

@@ -2,7 +2,8 @@
 
 Neither can live in this project's environment. VARGFACE_INSIGHTFACE_OLD and VARGFACE_INSIGHTFACE_NEW name the Python of
 one that has it: `pip install mxnet==1.9.1 'numpy<1.24' opencv-python-headless` and then `pip install --no-deps
-insightface==0.1.5`; and `pip install insightface onnxruntime`. Without them these tests skip.
+insightface==0.1.5`; and `pip install insightface onnxruntime`. Without them these tests skip. Where there are real
+faces, y1 is taken, too, and the checkpoints that VARGFACE_INSIGHTFACE_MODELS names (PREFIX,EPOCH, between spaces).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import pytest
 import tiny
 
 from vargface.checkpoint import load_checkpoint, load_params, parse_model
+from vargface.data.packs import read_pack
+from vargface.deploy.alignment import TEMPLATE
 from vargface.deploy.embedder import Embedder
 from vargface.deploy.network import fold
-from vargface.inference import unit
+from vargface.inference import FrozenNetwork, unit
 from vargface.runtime import mx
 from vargface.training import fit
 
@@ -148,6 +151,55 @@ def test_todays_insightface_embeds_as_we_do(photos, tmp_path):
     ours = embedder.embed(rgb(photos), flip=False)
     ours = np.concatenate([ours, ours, embedder.embed_photo(photo, landmarks[None], flip=False)])
     assert cosines(theirs, ours).min() > 0.99999
+
+
+@pytest.fixture
+def real_models(real_faces) -> list[str]:
+    return [f"{real_faces}/insightface-y1/model,0", *os.environ.get("VARGFACE_INSIGHTFACE_MODELS", "").split()]
+
+
+@pytest.fixture
+def real_photos(real_faces, tmp_path) -> list[str]:
+    """16 faces of a pack, as files without loss."""
+    names = [str(tmp_path / f"real{number}.png") for number in range(16)]
+    for name, face in zip(names, read_pack(real_faces / "real-mini" / "mini_ff.bin").decode(0, 16)):
+        cv2.imwrite(name, face.transpose(1, 2, 0)[:, :, ::-1])
+    return names
+
+
+def test_real_networks_on_real_faces_in_0_1_5(real_models, real_photos, tmp_path):
+    python = package("VARGFACE_INSIGHTFACE_OLD")
+    for model in real_models:
+        theirs = run(python, OLD, file_of(model), *real_photos, str(tmp_path / "old.npy"))
+        found = cosines(theirs, Embedder(model).embed(rgb(real_photos), flip=False)).min()
+        print(f"{model}: insightface 0.1.5: smallest cosine {found:.10f}")
+        assert found > 0.99999
+
+
+@pytest.mark.parametrize("form", ["onnx", "avx512"])
+def test_real_networks_on_real_faces_in_todays(real_models, real_photos, tmp_path, form):
+    """The last row is a face that both align: OpenCV 4 and 5 differ by 1 in a few of its values."""
+    python = package("VARGFACE_INSIGHTFACE_NEW")
+    pytest.importorskip("onnx", reason="needs the extra 'export'")
+    from vargface.deploy.onnx_file import export_onnx
+
+    photo = cv2.resize(rgb(real_photos[:1])[0], (300, 300))
+    cv2.imwrite(str(tmp_path / "photo.png"), photo[:, :, ::-1])
+    landmarks = (TEMPLATE * 300 / 112).astype(np.float32)
+    np.save(tmp_path / "points.npy", landmarks)
+    for model in real_models:
+        checkpoint = load_checkpoint(model)
+        export_onnx(fold(checkpoint), tmp_path / "real.onnx", wide_groups=form == "avx512")
+        arguments = [str(tmp_path / name) for name in ("real.onnx", "photo.png", "points.npy")]
+        theirs = run(python, NEW, *arguments, *real_photos, str(tmp_path / "new.npy"))
+        ours = unit(FrozenNetwork(checkpoint, 8)(rgb(real_photos).transpose(0, 3, 1, 2)))
+        apart = np.abs(unit(theirs[:16]) - ours).max()
+        aligned = cosines(theirs[-1:], Embedder(model).embed_photo(photo, landmarks[None], flip=False)).min()
+        found = cosines(theirs[:-1], np.concatenate([ours, ours])).min()
+        print(f"{model}: insightface, {form}: smallest cosine {found:.10f}, apart {apart:.1e}, aligned {aligned:.7f}")
+        assert found > 0.99999
+        assert apart < 1e-4
+        assert aligned > 0.9999
 
 
 def test_face_analysis_takes_the_file_as_its_recognition_model(tmp_path):

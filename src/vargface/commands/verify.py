@@ -1,16 +1,23 @@
-"""`vargface verify`: a checkpoint on verification packs."""
+"""`vargface verify`: a checkpoint, or an ONNX file, on verification packs."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vargface.commands import add_command
 from vargface.files import make_folder, whole_file
+
+if TYPE_CHECKING:
+    from vargface.eval.table import Result
+    from vargface.inference import FrozenNetwork
+    from vargface.teachers.onnx_network import OnnxNetwork
 
 __all__ = ["add_to"]
 
@@ -23,7 +30,12 @@ SHOWN = 24
 def add_to(commands: argparse._SubParsersAction) -> None:
     """Add the command to the command line."""
     verify = add_command(commands, "verify", _verify, "accuracy and TAR@FAR of a checkpoint on verification packs")
-    verify.add_argument("--model", required=True, metavar="PREFIX,EPOCH")
+    verify.add_argument("--model", required=True, metavar="PREFIX,EPOCH|FILE.onnx")
+    verify.add_argument(
+        "--no-flip",
+        action="store_true",
+        help="judge by one view, as insightface embeds, not by the sum with its mirror",
+    )
     verify.add_argument("--json", metavar="FILE", help="write the figures there, too")
     verify.add_argument("--pictures", metavar="DIR", help="ROC, histograms and the most wrong pairs of each pack there")
     verify.add_argument("packs", nargs="+", metavar="PACK.bin")
@@ -31,21 +43,16 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from vargface.checkpoint import load_checkpoint, parse_model
-    from vargface.eval.flops import network_cost
     from vargface.eval.norms import explain_norms
-    from vargface.eval.table import Result, details_table, results_table
-    from vargface.inference import FrozenNetwork
+    from vargface.eval.table import details_table, results_table
     from vargface.training.verifier import find_packs, verify_packs
 
-    checkpoint = load_checkpoint(arguments.model)
+    network, row = _model(arguments.model)
     packs = find_packs(arguments.packs, "")
     if arguments.pictures:
         make_folder(arguments.pictures)
-    results = verify_packs(FrozenNetwork(checkpoint), packs)
-    cost = network_cost(checkpoint.symbol)
-    name = Path(parse_model(arguments.model)[0]).name
-    print(results_table([Result(name, results, cost.params, cost.flops, arguments.model)]), end="\n\n")
+    results = verify_packs(network, packs, flip=not arguments.no_flip)
+    print(results_table([dataclasses.replace(row, packs=results)]), end="\n\n")
     print(details_table(results))
     for line in explain_norms({name: result.norms for name, result in results.items()}):
         logger.warning("%s", line)
@@ -54,6 +61,25 @@ def _verify(arguments: argparse.Namespace) -> None:
             json.dump({name: result.as_dict() for name, result in results.items()}, file, indent=1)
     if arguments.pictures:
         _draw(packs, results, Path(arguments.pictures))
+
+
+def _model(model: str) -> tuple[FrozenNetwork | OnnxNetwork, Result]:
+    """Return the network of PREFIX,EPOCH or FILE.onnx, and its row of the table without results.
+
+    Parameters and FLOPs of an ONNX file are not counted: it may be folded, or in 8 bits.
+    """
+    from vargface.checkpoint import load_checkpoint, parse_model
+    from vargface.eval.flops import network_cost
+    from vargface.eval.table import Result
+    from vargface.inference import FrozenNetwork
+    from vargface.teachers.onnx_network import OnnxNetwork
+
+    if model.endswith(".onnx"):
+        return OnnxNetwork(model), Result(Path(model).stem, checkpoint=model)
+    checkpoint = load_checkpoint(model)
+    cost = network_cost(checkpoint.symbol)
+    row = Result(Path(parse_model(model)[0]).name, params=cost.params, flops=cost.flops, checkpoint=model)
+    return FrozenNetwork(checkpoint), row
 
 
 def _draw(packs: list, results: dict, folder: Path) -> None:

@@ -36,7 +36,7 @@ class OnnxNetwork:
         if not Path(file).is_file():
             raise InputError(f"{file}: no such file - give the teacher's ONNX model")
         self.scales_itself = _scales_itself(self._file)
-        self._session, self._batch_size = _session(self._file, None), 32
+        self._session, self.batch_size = _session(self._file, None), 32
         entry = self._session.get_inputs()[0]
         self._input = entry.name
         shape = [size if isinstance(size, int) else wanted for size, wanted in zip(entry.shape, (0, 3, 112, 112))]
@@ -51,14 +51,14 @@ class OnnxNetwork:
 
     def on(self, context: mx.Context, batch_size: int) -> OnnxNetwork:
         """Return this network, to run on `context` from now on, `batch_size` images at a time."""
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         if context.device_type == "gpu":
             self._session = _session(self._file, context.device_id)
         return self
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the embeddings (n, D) float32, of any norm, of `images` (n, 3, 112, 112), RGB 0..255, any n."""
-        size = self._fixed or self._batch_size
+        size = self._fixed or self.batch_size
         found = [np.empty((0, self.embedding_size), np.float32)]
         for start in range(0, len(images), size):
             chunk = images[start : start + size]

@@ -12,6 +12,7 @@ from vargface.data.packs import Pack, read_pack
 from vargface.errors import InputError
 from vargface.eval.verification import Verification, verify_pack
 from vargface.inference import FrozenNetwork
+from vargface.teachers.onnx_network import OnnxNetwork
 
 __all__ = ["check_images", "find_packs", "mean_accuracy", "verify_packs"]
 
@@ -52,13 +53,17 @@ def check_images(packs: Sequence[Pack]) -> None:
             pack.decode(start, start + CHECKED_TOGETHER)
 
 
-def verify_packs(network: FrozenNetwork, packs: Sequence[Pack]) -> dict[str, Verification]:
-    """Return name -> verification of `network` on each of `packs`, with a progress bar on a terminal."""
+def verify_packs(
+    network: FrozenNetwork | OnnxNetwork, packs: Sequence[Pack], *, flip: bool = True
+) -> dict[str, Verification]:
+    """Return name -> `verify_pack` of `network` on each of `packs`, with a progress bar on a terminal."""
     results = {}
     total = sum(len(pack.images) for pack in packs)
     with tqdm(total=total, unit="img", desc="verify", leave=False, disable=None) as bar:
         for pack in packs:
-            results[pack.name] = verify_pack(network, pack, FOLDS, batch_size=network.batch_size, on_batch=bar.update)
+            results[pack.name] = verify_pack(
+                network, pack, FOLDS, batch_size=network.batch_size, flip=flip, on_batch=bar.update
+            )
     return results
 
 
