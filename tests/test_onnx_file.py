@@ -229,8 +229,12 @@ def test_int8_is_near_the_float_network_and_smaller(tmp_path, data, capsys):
     assert np.median(cosines) > 0.98
     assert cosines.min() > 0.7
     # where insightface looks for a file's own preprocessing
-    first = [node.op_type for node in onnx.load(str(tmp_path / "int8.onnx")).graph.node[:8]]
-    assert first[:2] == ["Sub", "Mul"]
+    graph = onnx.load(str(tmp_path / "int8.onnx")).graph
+    assert [node.op_type for node in graph.node[:2]] == ["Sub", "Mul"]
+    assert graph.node[0].name.startswith("Sub")
+    assert graph.node[1].name.startswith("Mul")
+    assert (graph.input[0].name, graph.output[0].name) == ("data", "fc1")
+    assert max(len(name) for node in graph.node for name in node.input if name != "data") <= 4  # no weight of names
     types = {array.data_type for array in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}
     assert onnx.TensorProto.INT8 in types
 

@@ -110,6 +110,7 @@ def export_int8(
         )
         model = onnx.load(str(int8_file))
         _preprocessing_first(model.graph)
+        _short_names(model.graph)
         onnx.checker.check_model(model)
         with whole_file(path) as file:
             file.write(model.SerializeToString())
@@ -126,6 +127,27 @@ def _preprocessing_first(graph: onnx.GraphProto) -> None:
     first = [subtraction, product]
     del graph.node[:]
     graph.node.extend([*first, *(node for node in nodes if node not in first)])
+
+
+def _short_names(graph: onnx.GraphProto) -> None:
+    """Number what has a name inside `graph`: the quantiser's long names are a twentieth of the file.
+
+    Left are those that consumers read: input, output, and the first two nodes', by which insightface knows them.
+    """
+    outside = {value.name for value in (*graph.input, *graph.output)}
+    short: dict[str, str] = {}
+
+    def renamed(name: str) -> str:
+        return name if not name or name in outside else short.setdefault(name, str(len(short)))
+
+    for array in graph.initializer:
+        array.name = renamed(array.name)
+    for number, node in enumerate(graph.node):
+        node.input[:] = [renamed(name) for name in node.input]
+        node.output[:] = [renamed(name) for name in node.output]
+        if number > 1:
+            node.name = ""
+    del graph.value_info[:]  # shapes of what is inside, which ONNX Runtime infers
 
 
 @contextlib.contextmanager
