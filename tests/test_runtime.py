@@ -149,6 +149,18 @@ def test_the_users_own_setting_wins(site):
     assert site.run("from vargface.runtime import mx", OMP_NUM_THREADS="7").stdout == "7\n"
 
 
+def test_the_thread_that_calls_starts_no_openmp_threads_of_its_own(site):
+    """Two pools of threads made GNU's OpenMP put both to sleep: a face took twice as long on two threads."""
+    try:
+        ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        pytest.skip("no GNU OpenMP here")
+    site.module("mxnet", HONEST)
+    site.distribution("mxnet")
+    code = "import ctypes; from vargface.runtime import mx; print(ctypes.CDLL('libgomp.so.1').omp_get_max_threads())"
+    assert site.run(code, OMP_NUM_THREADS="2").stdout.splitlines() == ["2", "1"]
+
+
 @pytest.mark.parametrize(
     ("own", "seen"),
     [

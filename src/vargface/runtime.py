@@ -213,6 +213,7 @@ def _mxnet() -> ModuleType:
     installed = flavours()
     _check_install(installed)
     _restore_numpy_names()
+    _leave_threads_to_workers()
     try:
         if "mxnet-cu112" in installed:
             preload_cuda()
@@ -244,6 +245,16 @@ def _restore_numpy_names() -> None:
     for name, kind in NUMPY_NAMES.items():
         if name not in vars(np):
             setattr(np, name, kind)
+
+
+def _leave_threads_to_workers() -> None:
+    """Keep this thread from starting OpenMP threads of its own beside those of MXNet's workers, which do all the work.
+
+    It would for a large copy, once, at loading. From then on GNU's OpenMP counts more threads than cores and lets them
+    sleep between two operators instead of waiting: with two threads a face then takes twice as long.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a build of MXNet with another OpenMP
+        ctypes.CDLL("libgomp.so.1").omp_set_num_threads(1)
 
 
 def preload_cuda(load: Callable[..., Any] = ctypes.CDLL) -> list[Path]:
