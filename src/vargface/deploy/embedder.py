@@ -33,7 +33,7 @@ class Embedder:
 
     Called with images it gives raw embeddings, as `eval.verification.verify_pack` wants them; `embed` gives what one
     compares by cosine. Batches are worked on side by side where the cores allow more than OMP_NUM_THREADS threads: with
-    1 every core has its own (most images a second), without it one batch has all cores (soonest for one image).
+    2 every two cores have their own, without it one batch has all cores (soonest for one image).
     """
 
     def __init__(self, model: str | Checkpoint, *, context: mx.Context | None = None) -> None:
