@@ -29,6 +29,7 @@ SHORTER = {
     "--pairs 600": "--pairs 6",
     "--calibrate ../shared/faces/real-mini": "--calibrate faces_ms1m-retinaface",
     "data=... teacher=... out=...": "data=ms1m teacher=r100/model,0 out=runs/dots",
+    "../shared/faces/real-mini/mini_ff.bin ../shared/faces/real-mini/mini_fp.bin": "lfw.bin",
 }
 FEW_STEPS = ["steps=2", "warmup_steps=1", "batch_size=4", "multiplier=0.25", "generations=1", "report=False"]
 # words that the commands of this name get at their end, so that they end soon
@@ -39,7 +40,16 @@ ENDINGS = {
     "lfr score": ["--fpr", "1e-1"],
 }
 # not commands of ours, or what every other one needs done first
-OTHERS = ("make train-student", "make test", "pip install", ".venv/bin/python benchmarks/")
+OTHERS = (
+    "make train-student",
+    "make test",
+    "pip install",
+    ".venv/bin/python benchmarks/",
+    # two environments beside this one (CONTRIBUTING.md)
+    "python3.11 -m venv",
+    "/tmp/old/bin/pip install",
+    "VARGFACE_INSIGHTFACE_OLD=",
+)
 
 
 def commands_in(text: str) -> list[str]:

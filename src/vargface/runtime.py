@@ -119,7 +119,7 @@ def prepare_for_training(context: str = "auto") -> None:
 def prepare_for_embedding() -> None:
     """Set what a process that embeds many images on the CPU needs, before MXNet is imported. A value of yours wins.
 
-    Two cores work on a batch, the next two on the next: on two cores faster than a batch for each (docs/insightface.md).
+    Every two cores work on a batch of their own: on two, faster than a batch for each (docs/insightface.md).
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(min(cores(), 2)))
 
