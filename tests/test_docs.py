@@ -163,8 +163,8 @@ def test_every_command_runs_as_it_is_documented(stage, monkeypatch, capsys):
     study.write_text(f"{study.read_text()}\nrecipe.update(batch_size=4, steps=2, warmup_steps=1)\n")
     study.write_text(f"{study.read_text()}\ncells, main, comparisons = {{'one': {{}}}}, [], []\n")
     for command in OURS:
-        if command.startswith("vargface synth"):  # which takes no folder that is there already
-            shutil.rmtree("data/synthetic", ignore_errors=True)
+        if command.startswith(("vargface synth", "vargface rec build")):  # which take no folder that is there already
+            shutil.rmtree("data", ignore_errors=True)
         if "1-of-2.npz" in command:  # what the parts of a score come from
             assert main(["lfr", "score", "feat.bin", "labels.txt", "--part", "1/2", "--fpr", "1e-1"]) == 0
             assert main(["lfr", "score", "feat.bin", "labels.txt", "--part", "2/2", "--fpr", "1e-1"]) == 0
