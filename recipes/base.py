@@ -41,9 +41,10 @@ recipe = EasyDict(
     margin_ramp=[0, 0],  # [0, 0]: 1 all along
     generations=1,  # recursive distillation: generation n + 1 starts from generation n's weights, the teacher stays
     # --- optimisation
-    batch_size=512,  # global, split over the contexts
+    batch_size=512,  # global: split over all workers of a job and their contexts
     accumulate=1,  # parts that a batch is gone through in, for one gradient: a big batch in the memory of a small one
-    context="auto",  # auto, cpu, gpu, or a list such as gpu(0),gpu(1)
+    context="auto",  # auto, cpu, gpu, or a list such as gpu(0),gpu(1): of each worker
+    kvstore="",  # of a job that `vargface launch` starts: dist_sync, dist_device_sync (sums on its GPUs first)
     steps=240_000,  # of one generation
     seed=0,  # of weights, order and mirroring
     mirror=True,  # mirror images at random

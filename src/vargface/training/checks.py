@@ -10,6 +10,7 @@ from easydict import EasyDict
 from vargface.data.sampling import VARYING
 from vargface.errors import InputError
 from vargface.symbols import angular_distillation
+from vargface.training.team import KVSTORES
 
 __all__ = ["check_recipe", "varied_by"]
 
@@ -58,6 +59,8 @@ def check_recipe(recipe: EasyDict) -> None:
         raise InputError(f"may_change = {recipe.may_change}: {unknown[0]} is no key of a recipe")
     if recipe.optimizer not in ("sgd", "adam"):
         raise InputError(f"optimizer = {recipe.optimizer!r}: must be sgd or adam")
+    if recipe.kvstore not in KVSTORES:
+        raise InputError(f"kvstore = {recipe.kvstore!r}: must be {', '.join(KVSTORES[1:])}, or empty")
     if recipe.distillation not in angular_distillation.FORMS:
         forms = ", ".join(angular_distillation.FORMS)
         raise InputError(f"distillation = {recipe.distillation!r}: must be one of {forms}")

@@ -14,7 +14,7 @@ from easydict import EasyDict
 
 from vargface.checkpoint import Params, load_checkpoint, matching, tagged
 from vargface.errors import InputError
-from vargface.files import locked_folder
+from vargface.files import locked_folder, scratch_folder
 from vargface.runtime import mx
 from vargface.training.generation import Generation
 from vargface.training.plan import make_plan
@@ -30,30 +30,35 @@ logger = logging.getLogger(__name__)
 def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
     """Train all generations of `recipe`, or `generation` alone, and return their finished folders: OUT, OUT/gen-2, ...
 
-    With `generation` the folders up to that one are returned, and the ones before it must be finished.
+    With `generation` the folders up to that one are returned, and the ones before it must be finished. A worker of a
+    team that does not lead it leaves nothing, and returns nothing.
 
     Raises InputError for anything in the recipe, the data, the teacher or the run folder that cannot be used, before
     anything is written where possible.
     """
     if not recipe.out:
         raise InputError("out is not given - add out=FOLDER")
-    if generation is not None:
-        _check_forerunners(Path(recipe.out), generation)
     plan = make_plan(recipe)
-    check_space(plan)
+    team = plan.team
+    if team.leads:
+        if generation is not None:
+            _check_forerunners(Path(recipe.out), generation)
+        check_space(plan)
     teacher = labels_of(plan.teacher, recipe, len(plan.records), plan.devices[0])
+    team.join()
     folders: list[RunFolder] = []
     weights = None
-    with locked_folder(recipe.out) as out:
+    with locked_folder(recipe.out) if team.leads else scratch_folder() as out:
         for number in range(1, (generation or recipe.generations) + 1):
             folder = RunFolder(_folder(out, number), recipe, plan.trained_on)
             folders.append(folder)
-            if folder.result is None:
+            (finished,) = team.agreed(folder.result is not None)
+            if not finished:
                 weights = Generation(plan, folder, teacher, number).fit(weights or plan.initial)
-            else:
+            elif team.leads:
                 logger.info("%s: finished already, not run again", folder.path)
                 weights = _last_weights(folder, plan.network)
-    return folders
+    return folders if team.leads else []
 
 
 def _folder(out: Path, generation: int) -> Path:

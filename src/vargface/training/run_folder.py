@@ -31,6 +31,7 @@ WHERE = {
     "init",
     "packs",
     "context",
+    "kvstore",
     "generations",
     "log_every",
     "verify_every",
