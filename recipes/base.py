@@ -27,6 +27,10 @@ recipe = EasyDict(
     m1=1.0,  # these are ArcFace; symbols/margin_softmax.py says what makes CosFace and others
     m2=0.5,
     m3=0.0,
+    # 0: the softmax is over all identities. Above: over this share of them in each step, the batch's own and others at
+    # random, at most class_limit (0: no limit); 1 with no limit is all of them, from the table that is sampled
+    class_share=0.0,
+    class_limit=0,
     teacher="",  # PREFIX,EPOCH or FILE.onnx, or several joined by + (their mean on the sphere); empty: no distillation
     teacher_store="",  # a folder of `vargface teacher-store`: the teacher is looked up there; empty: asked in the loop
     # with `augment` and a store, what is distilled: the embedding of the face as the data set has it (clean, from the

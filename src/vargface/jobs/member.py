@@ -20,7 +20,7 @@ __all__ = ["NAMES", "ORPHAN_SECONDS", "ROLES"]
 
 ROLES = ("scheduler", "server", "worker")
 NAMES = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "USR1": signal.SIGUSR1, "KILL": signal.SIGKILL}
-# seconds in which a worker may save its state once nobody holds it
+# seconds in which a worker may save its state once the launcher was killed
 ORPHAN_SECONDS = 60.0
 
 
@@ -55,10 +55,12 @@ def _code_of(arguments: list[str]) -> int:
 
 def _end_with(code: int) -> None:
     """End this process, at once: MXNet's store says farewell to all others, and one that failed would wait there."""
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def _obey(role: str) -> None:
@@ -66,6 +68,10 @@ def _obey(role: str) -> None:
     with open(0, closefd=False) as orders:
         for line in orders:
             _signal(line.strip(), role)
+    # the launcher is gone, and who read what is said here
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     _signal("TERM", role)
     time.sleep(ORPHAN_SECONDS)
     _signal("KILL", role)

@@ -54,7 +54,9 @@ def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
             folders.append(folder)
             (finished,) = team.agreed(folder.result is not None)
             if not finished:
-                weights = Generation(plan, folder, teacher, number).fit(weights or plan.initial)
+                before = folders[-2] if number > 1 else None
+                generation_ = Generation(plan, folder, teacher, number)
+                weights = generation_.fit(weights or plan.initial, _last_centres(before, recipe))
             elif team.leads:
                 logger.info("%s: finished already, not run again", folder.path)
                 weights = _last_weights(folder, plan.network)
@@ -74,6 +76,17 @@ def _check_forerunners(out: Path, generation: int) -> None:
             raise InputError(
                 f"{_folder(out, number)}: generation {number} is not finished - run it first: --generation {number}"
             )
+
+
+def _last_centres(folder: RunFolder | None, recipe: EasyDict) -> Path | None:
+    """Return the file of sampled class centres that a finished generation ended with, None where there is none."""
+    if folder is None or not recipe.class_share or folder.result is None:
+        return None
+    file = folder.centres(folder.result["step"])
+    if not file.is_file():
+        logger.warning("%s: lost, class centres begin anew", file)
+        return None
+    return file
 
 
 def _last_weights(folder: RunFolder, network: mx.sym.Symbol) -> tuple[Params, Params]:

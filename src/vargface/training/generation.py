@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from vargface.checkpoint import Checkpoint, Params
-from vargface.data.iterator import FaceIterator
 from vargface.errors import InputError
 from vargface.inference import FrozenNetwork
-from vargface.runtime import cores, machine, mx
+from vargface.runtime import machine, mx
 from vargface.teachers.store import TeacherStore
+from vargface.training.centres import Centres
 from vargface.training.diagnosis import diagnose
+from vargface.training.faces import faces_of
 from vargface.training.initialise import Start
 from vargface.training.interrupt import Terminated, interrupt_after_step
 from vargface.training.log import Means
@@ -31,40 +33,11 @@ from vargface.training.teacher import TaughtIterator, Teacher
 from vargface.training.verifier import mean_accuracy, verify_packs
 from vargface.training.watch import Watch
 
-__all__ = ["VERIFY_BATCH", "Generation", "faces_of"]
+__all__ = ["VERIFY_BATCH", "Generation"]
 
 logger = logging.getLogger(__name__)
 
 VERIFY_BATCH = 32
-# decoding processes, unless the recipe says how many
-MOST_WORKERS = 16
-
-
-def faces_of(plan: Plan, seed: int) -> FaceIterator:
-    """Return the iterator of this worker's faces, in the order and the views that belong to `seed`."""
-    recipe, team = plan.recipe, plan.team
-    return FaceIterator(
-        plan.records,
-        recipe.batch_size // team.size,
-        seed=seed,
-        mirror=recipe.mirror,
-        augment=recipe.augment,
-        mix=recipe.mix if recipe.teacher else 0.0,
-        jpeg=recipe.jpeg,
-        cutout=recipe.cutout,
-        min_images=recipe.min_images,
-        max_bad=recipe.max_bad,
-        workers=_decode_workers(recipe.workers, plan.devices[0]),
-        part=team.rank,
-        num_parts=team.size,
-    )
-
-
-def _decode_workers(workers: int, device: mx.Context) -> int:
-    """Return the number of decoding processes: none on CPUs, where decoding takes a hundredth of a step's time."""
-    if workers >= 0:
-        return workers
-    return 0 if device.device_type == "cpu" else min(cores(), MOST_WORKERS)
 
 
 class Generation:
@@ -91,21 +64,28 @@ class Generation:
         self.module = mx.mod.Module(
             self._objective.symbol,
             label_names=self._objective.label_names,
-            state_names=self._objective.probes,
+            state_names=self._objective.states,
             context=plan.devices,
             logger=logger,
         )
         part = self._batch_size // recipe.accumulate
         data, labels = ([_of_size(part, desc) for desc in descs] for descs in (self._faces.provide_data, self._labels))
         self.module.bind(data, labels, grad_req=self._objective.grad_req("write" if recipe.accumulate == 1 else "add"))
+        self._centres = None
+        if recipe.class_share:
+            self._centres = Centres(recipe, plan.records.num_identities, team, self.module)
+        self._seed = recipe.seed + generation - 1
         look = self._objective.gradient_norms
-        self._take_step = Step(self.module, self._objective.outputs, recipe.accumulate, look, team)
+        self._take_step = Step(self.module, self._objective.outputs, recipe.accumulate, look, team, self._centres)
         self._device, self._records = plan.devices[0], plan.records
 
-    def fit(self, weights: tuple[Params, Params] | None) -> tuple[Params, Params]:
-        """Train to the last step, from a saved state if there is one, and return the last weights with fc7."""
+    def fit(self, weights: tuple[Params, Params] | None, centres: Path | None = None) -> tuple[Params, Params]:
+        """Train to the last step, from a saved state if there is one, and return the last weights with fc7.
+
+        centres: sampled class centres to start from, of a state of the generation before.
+        """
         recipe = self._recipe
-        self._start(weights)
+        self._start(weights, centres)
         self._folder.write_machine(machine())
         logged = [*self._objective.outputs, *self._objective.gradients]
         means = Means(logged, self._batch_size // recipe.accumulate, self._objective.spread)
@@ -167,7 +147,7 @@ class Generation:
             self._team.mean(name, [auxs[name]])
         return args, auxs
 
-    def _start(self, weights: tuple[Params, Params] | None) -> None:
+    def _start(self, weights: tuple[Params, Params] | None, centres: Path | None = None) -> None:
         recipe = self._recipe
         # the initialisers draw from numpy and MXNet's own generators
         mx.random.seed(recipe.seed)
@@ -180,7 +160,10 @@ class Generation:
         init_optimizer(self.module, recipe, self._team)
         if state is not None:
             self._resume(state[0], state[2])
+            centres = self._folder.centres(self._step)
         self._follow()
+        if self._centres is not None:
+            self._centres.start(centres, self.module._optimizer.num_update, with_momentum=state is not None)
         # a run that was killed had logged more than it had saved; what follows is logged again
         self._folder.log.drop_after(self._step)
         self._folder.verifications.drop_after(self._verified)
@@ -242,6 +225,9 @@ class Generation:
             weight = ramp(self._step, *self._ramp)
             batch.label = [*batch.label, mx.nd.full((self._batch_size,), weight)]
             batch.provide_label = self._labels
+        if self._centres is not None:
+            taken = self._centres.take(batch.label[0].asnumpy(), (self._seed, self._step))
+            batch.label = [mx.nd.array(taken), *batch.label[1:]]
         return batch
 
     def _leave_out(self, fault: NotFinite) -> None:
@@ -323,7 +309,8 @@ class Generation:
                 f"{self._folder.path}: diverged by step {self._step}, a weight is not finite - lower lr, or a longer "
                 "warmup_steps; the state before it is kept"
             )
-        self._folder.save_state(self._place(), params, states_of(self.module))
+        centres = self._centres and self._centres.save
+        self._folder.save_state(self._place(), params, states_of(self.module), centres)
 
     def _place(self) -> dict[str, Any]:
         """Return what a state says beside its arrays; `_resume` takes it back."""

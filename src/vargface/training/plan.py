@@ -19,6 +19,7 @@ from vargface.recipe import network_symbol
 from vargface.runtime import contexts, mx
 from vargface.teachers.models import TeacherModels, teacher_digest
 from vargface.teachers.store import TeacherStore
+from vargface.training.centres import classes_taken
 from vargface.training.checks import check_recipe
 from vargface.training.objective import Objective
 from vargface.training.schedule import learning_rate_schedule
@@ -107,7 +108,9 @@ def _objective(
     network: mx.sym.Symbol, recipe: EasyDict, num_classes: int, teacher: TeacherModels | TeacherStore | None
 ) -> Objective:
     try:
-        return Objective(network, recipe, num_classes, teacher.embedding_size if teacher else None)
+        return Objective(
+            network, recipe, classes_taken(recipe, num_classes), teacher.embedding_size if teacher else None
+        )
     except ValueError as error:
         raise InputError(f"recipe: {error}") from error
 

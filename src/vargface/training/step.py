@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vargface.runtime import mx
+from vargface.training.centres import WEIGHT, Centres
 from vargface.training.team import Team
 
 __all__ = ["NotFinite", "Step"]
@@ -43,13 +44,15 @@ class Step:
         parts: int,
         look: Callable[[mx.mod.Module], list[mx.nd.NDArray]] = lambda module: [],
         team: Team | None = None,
+        centres: Centres | None = None,
     ) -> None:
         """Take a bound module (`grad_req` "add" for more than one part) and the names of its outputs.
 
-        look: what of a part's gradients is given with its outputs.
+        look: what of a part's gradients is given with its outputs. centres: the table whose rows the module works on,
+        where they are none of its parameters.
         """
         self._module, self._outputs, self._parts, self._look = module, list(outputs), parts, look
-        self._team = team or Team()
+        self._team, self._centres = team or Team(), centres
 
     def __call__(self, batch: mx.io.DataBatch, seed: int | None = None) -> list[list[mx.nd.NDArray]]:
         """Go a step along `batch` and return each part's outputs and what `look` gave; `seed`, for what dropout draws.
@@ -59,9 +62,11 @@ class Step:
         try:
             found = self._gradients(batch, seed)
             self._module.update()
+            if self._centres is not None:
+                self._centres.update()
         finally:
             if self._parts > 1:
-                for arrays in self._module._exec_group.grad_arrays:
+                for _, arrays in self._learnt():
                     for array in arrays:
                         array[:] = 0
         return found
@@ -116,11 +121,16 @@ class Step:
 
     def _bad_gradients(self) -> list[str]:
         """Return the names of the parameters whose gradients are not finite."""
-        group = self._module._exec_group
-        # an entry a parameter, an array a context
-        if all(_all_finite(arrays) for arrays in zip(*group.grad_arrays)):
+        learnt = self._learnt()
+        if all(_all_finite(arrays) for arrays in zip(*(arrays for _, arrays in learnt))):
             return []
-        return [name for name, arrays in zip(group.param_names, group.grad_arrays) if not all(map(_finite, arrays))]
+        return [name for name, arrays in learnt if not all(map(_finite, arrays))]
+
+    def _learnt(self) -> list[tuple[str, list[mx.nd.NDArray]]]:
+        """Return the name of all that learns with its gradients, one a context."""
+        group = self._module._exec_group
+        learnt = list(zip(group.param_names, group.grad_arrays))
+        return learnt if self._centres is None else [*learnt, (WEIGHT, self._centres.gradients)]
 
 
 def _finite(array: mx.nd.NDArray) -> bool:

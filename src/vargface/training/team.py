@@ -23,15 +23,17 @@ class Team:
     """The workers of a job, or this process alone.
 
     rank: 0 for the one that logs, verifies and saves; size: how many there are; kvstore: through which they sum, None
-    before `join` and for one alone; heard: of the notes "stop" and "save", those that some worker had left at the last
-    `sum_gradients` or `hear`.
+    before `join` and for one alone; has_tables: whether `store` holds tables of class centres (centres.py); heard: of
+    the notes "stop" and "save", those that some worker had left at the last `sum_gradients` or `hear`.
 
     Every worker calls the same of these methods in the same order, or all wait for each other for ever.
     """
 
     def __init__(self, kind: str = "", rank: int = 0, size: int = 1) -> None:
         self.rank, self.size, self.kvstore = rank, size, None
+        self.has_tables = False
         self._kind, self._keys = kind, {}
+        self._own_store: mx.kv.KVStore | None = None
         self._notes: frozenset[str] = frozenset()
         self.heard: frozenset[str] = frozenset()
 
@@ -39,6 +41,19 @@ class Team:
     def leads(self) -> bool:
         """Return whether this worker is the one that logs, verifies and saves."""
         return self.rank == 0
+
+    @property
+    def store(self) -> mx.kv.KVStore:
+        """Return where tables of class centres lie: on the servers or, of one alone, in this process."""
+        if self.kvstore is None and self._own_store is None:
+            self._own_store = mx.kv.create("local")
+        return self.kvstore or self._own_store
+
+    def meet(self) -> None:
+        """Wait until all workers are here, and all that they asked MXNet for is done."""
+        mx.nd.waitall()
+        if self.kvstore is not None:
+            self.kvstore._barrier()
 
     def join(self) -> None:
         """Wait until all workers and servers of the job are there."""
