@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
+from vargface.cli import main
 from vargface.errors import InputError
 from vargface.jobs.launch import Host, read_hosts
 from vargface.training import plan
@@ -131,7 +132,8 @@ def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_jo
     assert not members(out)
     assert not (out / "result.json").exists(), "it was to be stopped on the way"
     # one worker of two contexts on one server: the batch is not theirs to change
-    code, _, err = end_of(job("-n 1 -s 1", **{**keys, "context": "cpu(0),cpu(1)"}, out=out))
+    others = {"context": "cpu(0),cpu(1)", "kvstore": "dist_device_sync"}
+    code, _, err = end_of(job("-n 1 -s 1", **{**keys, **others}, out=out))
     assert code == 0 and re.search(r"resumed at step \d+", err), err
     folder = RunFolder(out, alone.recipe)
     close(tiny.state(folder), tiny.state(alone))
@@ -171,6 +173,17 @@ def test_what_a_worker_refuses_ends_the_job_with_its_words(job, tmp_path):
     )
     assert not members(tmp_path / "job")
     assert not (tmp_path / "job" / "recipe.json").exists()
+
+
+def test_what_is_not_for_several_processes_is_refused(make, capsys, tmp_path):
+    for command, message in [
+        (["verify", "--model", "x,1"], "launch verify: only train is for several processes"),
+        (["train", "base"], "out is not given"),
+        (["train", "base", f"out={tmp_path}/x", "--dry-run"], "--dry-run and --test-io are for one process"),
+    ]:
+        assert main(["launch", "-n", "2", "--", *command]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_hosts(tmp_path):

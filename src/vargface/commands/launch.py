@@ -23,7 +23,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     launch.add_argument("--ssh", default="ssh -o BatchMode=yes", metavar="COMMAND", help="default: %(default)s")
     launch.add_argument("command", nargs="+", metavar="-- train RECIPE KEY=VALUE", help="as without `launch`")
     launch.epilog = (
-        "example: vargface launch -n 2 -s 2 --hosts hosts.txt -- train recipes/lfr_student.py data=ms1m out=o"
+        "example: vargface launch -n 2 -- train recipes/lfr_student.py data=ms1m teacher=r100/model,0 out=runs/lfr-2"
     )
 
 

@@ -20,7 +20,7 @@ from typing import IO
 
 from vargface.errors import InputError
 from vargface.files import make_folder
-from vargface.jobs.member import NAMES, ROLES
+from vargface.jobs.orders import NAMES, ROLES
 
 __all__ = ["Failure", "Host", "Stopped", "launch", "read_hosts"]
 

@@ -16,10 +16,10 @@ import threading
 import time
 import traceback
 
-__all__ = ["NAMES", "ORPHAN_SECONDS", "ROLES"]
+from vargface.jobs.orders import NAMES
 
-ROLES = ("scheduler", "server", "worker")
-NAMES = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "USR1": signal.SIGUSR1, "KILL": signal.SIGKILL}
+__all__ = ["ORPHAN_SECONDS"]
+
 # seconds in which a worker may save its state once the launcher was killed
 ORPHAN_SECONDS = 60.0
 
