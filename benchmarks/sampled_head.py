@@ -1,13 +1,12 @@
 """Step time and memory of the head by the number of classes: all of them, a tenth of them, at most so many of them.
 
-    python benchmarks/sampled_head.py [--classes 10000 100000 1000000 2000000] [--batch 64] [--picture FILE.png]
+    python benchmarks/sampled_head.py [--classes 10000 1000000 ...] [--batch 64] [--picture FILE.png] [--figures FILE.json]
 
 The head alone, on embeddings of 512 numbers that are given: forward, backward, the look for numbers that are not
 finite, the update of the centres with momentum; for a share also the draw of the classes and the rows' way from the
 table and back. One thread, every head in a process of its own. `s/step` is the processor's time of the best of the
 steps after the first, so that other work on the machine counts little; `steps` the memory that the process holds then;
-`peak` the most it held (making the tables takes three of a table's size for a moment). What needs more memory than is
-free is not run.
+`peak` the most it held. What needs more memory than is free is not run. With `--figures` a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ HEADS = {
     "share 0.1": ["class_share=0.1"],
     "at most 10,000": ["class_share=0.1", "class_limit=10000"],
 }
-# tables of the weight's size at the peak: the full head's weight, normalised weight, their gradients, momentum, a copy
-TABLES = {True: 6, False: 3}
+# arrays of the table's size at the peak: the full head's weight, normalised weight, their gradients, momentum, a copy
+TABLES = {True: 6, False: 2}
 SPARE_GB = 2.0
 
 
@@ -111,21 +110,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="timed, after one that is not")
     parser.add_argument("--picture", type=Path, help="where to draw it")
+    parser.add_argument("--figures", type=Path, help="where they are kept, JSON")
     parser.add_argument("--one", choices=HEADS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options.classes[0], options.batch, options.steps)))
         return
-    figures = {}
+    known = json.loads(options.figures.read_text()) if options.figures and options.figures.exists() else []
+    figures = {(row["head"], row["classes"]): row for row in known}
     print(f"batch {options.batch}, {SIZE}-d, float32")
     print(f"{'classes':>9}  {'head':<14}  {'taken':>9}  {'s/step':>7}  {'steps MiB':>9}  {'peak MiB':>9}")
     for classes in options.classes:
         for head in HEADS:
-            found = in_a_process(head, classes, options.batch, options.steps)
+            found = figures.get((head, classes)) or in_a_process(head, classes, options.batch, options.steps)
             if found is None:
                 print(f"{classes:>9}  {head:<14}  not run: not enough memory is free", flush=True)
                 continue
-            figures[head, classes] = found
+            figures[head, classes] = {**found, "head": head, "classes": classes}
+            if options.figures:
+                options.figures.write_text(json.dumps(list(figures.values()), indent=1))
             row = f"{found['taken']:>9}  {found['seconds']:>7.3f}  {found['steps']:>9.0f}  {found['peak']:>9.0f}"
             print(f"{classes:>9}  {head:<14}  {row}", flush=True)
     if options.picture:

@@ -72,11 +72,10 @@ class Centres:
 
         Without `with_momentum` that starts anew.
         """
-        self._use(RowUpdate(loads=True))
+        loading = RowUpdate(loads=True)
+        self._use(loading)
         if not self._team.has_tables:
-            for key in (CENTRES, MOMENTUM):
-                self._store.init(key, _zeros(self._shape) if self._initialises else self._pulled)
-            self._team.has_tables = True
+            self._make_tables(loading)
         saved = np.load(source, mmap_mode="r") if source is not None else None
         drawn = np.random.default_rng([self._recipe.seed, 7])
         for rows in self._blocks():
@@ -134,9 +133,17 @@ class Centres:
             for rows in self._blocks():
                 file.write(self._pull(key, rows).asnumpy().tobytes())
 
-    @property
-    def _initialises(self) -> bool:
-        return self._team.kvstore is None or self._store.rank == 0
+    def _make_tables(self, loading: RowUpdate) -> None:
+        """Have the store hold two tables of zeros."""
+        if self._team.kvstore is None:
+            self._store.init(CENTRES, _zeros(self._shape))
+            # the first table, which is met with the first push, is what the second is made of: memory for two, not three
+            self._push(CENTRES, np.arange(0), None)
+            self._store.init(MOMENTUM, loading.tables[CENTRES])
+        else:
+            for key in (CENTRES, MOMENTUM):
+                self._store.init(key, _zeros(self._shape) if self._store.rank == 0 else self._pulled)
+        self._team.has_tables = True
 
     def _use(self, optimizer: RowUpdate) -> None:
         """Have the store, or all servers, use `optimizer` from here on, once all that was pushed is done."""

@@ -19,13 +19,14 @@ class RowUpdate(mx.optimizer.Optimizer):
     """SGD with momentum on the rows of CENTRES that a step has worked on; the sum of what was pushed of any other key.
 
     The momentum of a row is a row of another table of the store: so it can be read, and saved, from where it lies.
+    tables: those that something has been pushed to since.
     """
 
     def __init__(self, momentum: float = 0.0, loads: bool = False, **options: Any) -> None:
         """Take SGD's options; with `loads`, rows of both tables become what is pushed."""
         super().__init__(**options)
         self._momentum, self._loads = momentum, loads
-        self._tables: dict[int, mx.nd.NDArray] = {}
+        self.tables: dict[int, mx.nd.NDArray] = {}
 
     def create_state_multi_precision(self, index: int, weight: mx.nd.NDArray) -> None:
         """Return None: what an optimiser keeps of a weight cannot be read on a server."""
@@ -35,7 +36,7 @@ class RowUpdate(mx.optimizer.Optimizer):
         if index not in (CENTRES, MOMENTUM):
             grad.copyto(weight)
             return
-        self._tables[index] = weight
+        self.tables[index] = weight
         if self._loads or index == MOMENTUM:
             # rows that nobody pushed stay; of the others (1 - lr wd) w - lr rescale g is g
             mx.nd.sparse.sgd_update(weight, grad, out=weight, lr=1.0, wd=1.0, rescale_grad=-1.0, lazy_update=True)
@@ -43,7 +44,7 @@ class RowUpdate(mx.optimizer.Optimizer):
             return
         self._update_count(index)
         options = {"lr": self._get_lr(index), "wd": self._get_wd(index), "rescale_grad": self.rescale_grad}
-        momentum = self._tables[MOMENTUM]
+        momentum = self.tables[MOMENTUM]
         mx.nd.sparse.sgd_mom_update(
             weight, grad, momentum, out=weight, momentum=self._momentum, lazy_update=True, **options
         )
