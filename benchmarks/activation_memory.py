@@ -16,11 +16,15 @@ import subprocess
 import sys
 import time
 
-from head_memory import resident
+from vargface import runtime
 
-from vargface.graph import training_form
-from vargface.runtime import mx, prepare_for_training
-from vargface.symbols import margin_softmax, resnet, vargfacenet
+runtime.prepare_for_training()
+
+from head_memory import resident  # noqa: E402
+
+from vargface.graph import training_form  # noqa: E402
+from vargface.runtime import mx  # noqa: E402
+from vargface.symbols import margin_softmax, resnet, vargfacenet  # noqa: E402
 
 NETWORKS = {"vargfacenet": vargfacenet.get_symbol, "resnet100": resnet.get_symbol}
 WAYS = {"as it is": "0", "mirror": "1"}
@@ -54,7 +58,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    prepare_for_training()
     if options.one:
         print(measure(options.one, options.batch))
         return

@@ -12,13 +12,17 @@ import argparse
 import logging
 import tempfile
 
-import numpy as np
+from vargface import runtime
 
-from vargface.recipe import load_recipe
-from vargface.runtime import mx, prepare_for_training
-from vargface.symbols.layers import batch_norm, embedding_layer, prelu, scaled_input
-from vargface.training import plan
-from vargface.training.fit import train
+runtime.prepare_for_training()
+
+import numpy as np  # noqa: E402
+
+from vargface.recipe import load_recipe  # noqa: E402
+from vargface.runtime import mx  # noqa: E402
+from vargface.symbols.layers import batch_norm, embedding_layer, prelu, scaled_input  # noqa: E402
+from vargface.training import plan  # noqa: E402
+from vargface.training.fit import train  # noqa: E402
 
 SIZE = 64
 RECIPE = ["batch_size=64", f"embedding_size={SIZE}", "scale=16", "m2=0.1", "lr=0.1", "schedule=cosine", "context=cpu"]
@@ -54,7 +58,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.1])
     options = parser.parse_args()
-    prepare_for_training()
     logging.getLogger().setLevel(logging.WARNING)
     plan.network_symbol = network
     print("seed  " + "  ".join(f"share {share or 'all'}" for share in options.shares))

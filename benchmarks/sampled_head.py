@@ -1,12 +1,12 @@
 """Step time and memory of the head by the number of classes: all of them, a tenth of them, at most so many of them.
 
-    python benchmarks/sampled_head.py [--classes 10000 1000000 ...] [--batch 64] [--picture FILE.png] [--figures FILE.json]
+    python benchmarks/sampled_head.py [--classes 10000 ...] [--batch 64] [--picture FILE.png] [--figures FILE.json]
 
 The head alone, on embeddings of 512 numbers that are given: forward, backward, the look for numbers that are not
 finite, the update of the centres with momentum; for a share also the draw of the classes and the rows' way from the
 table and back. One thread, every head in a process of its own. `s/step` is the processor's time of the best of the
 steps after the first, so that other work on the machine counts little; `steps` the memory that the process holds then;
-`peak` the most it held. What needs more memory than is free is not run. With `--figures` a run that was stopped goes on.
+`peak` the most it held. What needs more memory than is free is not run. With `--figures` a stopped run goes on.
 """
 
 from __future__ import annotations

@@ -24,11 +24,17 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
+from vargface import runtime
 
-from vargface.data.records import FaceRecords
-from vargface.runtime import mx, prepare_for_training
-from vargface.training.team import team_of
+# one thread, here and in the jobs that this starts
+os.environ["OMP_NUM_THREADS"] = "1"
+runtime.prepare_for_training()
+
+import numpy as np  # noqa: E402
+
+from vargface.data.records import FaceRecords  # noqa: E402
+from vargface.runtime import mx  # noqa: E402
+from vargface.training.team import team_of  # noqa: E402
 
 RECIPE = ["multiplier=0.25", "embedding_size=128", "context=cpu", "report=False", "lr=0.01", "verify_every=100000"]
 BATCH, SIZE = 32, 128
@@ -226,11 +232,9 @@ def main() -> None:
     parser.add_argument("what", choices=("parts", "check", "plan", "sums"))
     parser.add_argument("files", nargs="*")
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
     if options.what == "sums":
         launch_sums(options.files[0])
         return
-    prepare_for_training()
     if options.what == "parts":
         print(json.dumps(measure_parts(), indent=1))
     elif options.what == "check":

@@ -27,8 +27,8 @@ __all__ = ["Failure", "Host", "Stopped", "launch", "read_hosts"]
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-# seconds: for all workers to finish their step and save, once one is told to stop; for the rest to end once one died
-STOP_SECONDS, DEATH_SECONDS = 120.0, 5.0
+# seconds: for rank 0 to save once another worker has stopped; for what a member said last to come
+STOP_SECONDS, LAST_WORDS_SECONDS = 600.0, 5.0
 # what of this process's environment its members on other machines get too
 FORWARDED = ("MXNET_", "OMP_", "DNNL_", "PS_", "CUDA_")
 
@@ -129,7 +129,8 @@ def launch(
     What the members say goes to `logs`/ROLE-NUMBER.log and, with its origin before it, to stderr; what worker 0 prints
     goes to stdout as it is. SIGINT, SIGTERM and SIGUSR1 are passed on to the workers.
 
-    Raises Failure as soon as one has died, Stopped after a signal, both when no process is left.
+    Raises Failure as soon as one has died, Stopped after a signal (a second SIGINT waits for no worker), both when no
+    process is left.
     """
     where = list(hosts) or [Host("", LOOPBACK)]
     network = {
@@ -184,7 +185,7 @@ def _listen(member: _Member, log: Path, ended: queue.Queue) -> None:
     def wait() -> None:
         member.process.wait()
         for thread in threads:
-            thread.join(DEATH_SECONDS)  # a process that it left may hold the pipe
+            thread.join(LAST_WORDS_SECONDS)  # a process that it left may hold the pipe
         ended.put(member)
 
     for thread in (*threads, threading.Thread(target=wait, daemon=True)):
@@ -233,6 +234,8 @@ def _wait(members: list[_Member], ended: queue.Queue, heard: list[int]) -> None:
             # a signal is met between two waits
             member = ended.get(timeout=0.2)
         except queue.Empty:
+            if heard.count(signal.SIGINT) > 1:  # Ctrl-C again
+                break
             if stopped and time.monotonic() > until:
                 break
             continue
@@ -242,10 +245,8 @@ def _wait(members: list[_Member], ended: queue.Queue, heard: list[int]) -> None:
             if code and not stopped:
                 stopped, until = code, time.monotonic() + STOP_SECONDS
         elif not stopped:
-            for other in members:
-                other.tell("TERM")
             raise Failure(*_end_of(member))
-    if stopped:
+    if stopped or left:
         raise Stopped(130 if signal.SIGINT in heard else stopped)
 
 

@@ -137,7 +137,7 @@ class Centres:
         """Have the store hold two tables of zeros."""
         if self._team.kvstore is None:
             self._store.init(CENTRES, _zeros(self._shape))
-            # the first table, which is met with the first push, is what the second is made of: memory for two, not three
+            # the first table, which the first push meets, is what the second is made of: memory for two, not for three
             self._push(CENTRES, np.arange(0), None)
             self._store.init(MOMENTUM, loading.tables[CENTRES])
         else:
