@@ -8,6 +8,7 @@ PACKAGE_DIR = {
     "vargface.data": "src/vargface/data",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
     "vargface.deploy": "src/vargface/deploy",
+    "vargface.jobs": "src/vargface/jobs",
     "vargface.study": "src/vargface/study",
     "vargface.training": "src/vargface/training",
     "vargface.teachers": "src/vargface/teachers",

@@ -27,6 +27,10 @@ recipe = EasyDict(
     m1=1.0,  # these are ArcFace; symbols/margin_softmax.py says what makes CosFace and others
     m2=0.5,
     m3=0.0,
+    # 0: the softmax is over all identities. Above: over this share of them in each step, the batch's own and others at
+    # random, at most class_limit (0: no limit); 1 with no limit is all of them, from the table that is sampled
+    class_share=0.0,
+    class_limit=0,
     teacher="",  # PREFIX,EPOCH or FILE.onnx, or several joined by + (their mean on the sphere); empty: no distillation
     teacher_store="",  # a folder of `vargface teacher-store`: the teacher is looked up there; empty: asked in the loop
     # with `augment` and a store, what is distilled: the embedding of the face as the data set has it (clean, from the
@@ -41,9 +45,10 @@ recipe = EasyDict(
     margin_ramp=[0, 0],  # [0, 0]: 1 all along
     generations=1,  # recursive distillation: generation n + 1 starts from generation n's weights, the teacher stays
     # --- optimisation
-    batch_size=512,  # global, split over the contexts
+    batch_size=512,  # global: split over all workers of a job and their contexts
     accumulate=1,  # parts that a batch is gone through in, for one gradient: a big batch in the memory of a small one
-    context="auto",  # auto, cpu, gpu, or a list such as gpu(0),gpu(1)
+    context="auto",  # auto, cpu, gpu, or a list such as gpu(0),gpu(1): of each worker
+    kvstore="",  # of a job that `vargface launch` starts: dist_sync, dist_device_sync (sums on its GPUs first)
     steps=240_000,  # of one generation
     seed=0,  # of weights, order and mirroring
     mirror=True,  # mirror images at random

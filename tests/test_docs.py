@@ -36,6 +36,7 @@ FEW_STEPS = ["steps=2", "warmup_steps=1", "batch_size=4", "multiplier=0.25", "ge
 ENDINGS = {
     "demo": ["steps=2", "warmup_steps=1", "batch_size=4", "lr=0.001"],
     "train": ["embedding_size=128", "lr=0.001", *FEW_STEPS],
+    "launch": ["embedding_size=128", "lr=0.001", *FEW_STEPS],
     "study": ["--seeds", "1"],
     "lfr score": ["--fpr", "1e-1"],
 }

@@ -14,6 +14,7 @@ from vargface.training import plan
 from vargface.training.fit import train
 from vargface.training.generation import Generation
 from vargface.training.step import NotFinite, Step
+from vargface.training.team import Team
 
 
 def module(batch_size: int, symbol=None, grad_req: str = "write", contexts: int = 1):
@@ -81,6 +82,38 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
         Step(made, ["loss"], 1)(batch())
     assert (caught.value.where, caught.value.names) == ("gradient", ["fc_weight"])
     np.testing.assert_array_equal(weight(made), before)
+
+
+class Others(Team):
+    """A team whose other workers' gradients are `theirs`."""
+
+    theirs = 0.0
+
+    def sum_gradients(self, names, gradients):
+        super().sum_gradients(names, gradients)
+        for arrays in gradients:
+            for array in arrays:
+                array += self.theirs
+
+
+@pytest.mark.parametrize(
+    "own, theirs, where", [(np.nan, 0, "loss"), (1, np.nan, "elsewhere"), (1, np.inf, "elsewhere")]
+)
+def test_a_team_leaves_a_step_out_together(own, theirs, where):
+    """Who meets a number that is not finite lets the others know through the sum, and nobody's weights change."""
+    made, team = module(8), Others("local")
+    team.join()
+    step, before, bad = Step(made, ["loss"], 1, team=team), weight(made), batch()
+    bad.data[0][5, 2] *= own
+    team.theirs = theirs
+    with pytest.raises(NotFinite) as caught:
+        step(bad)
+    assert caught.value.where == where
+    assert not np.isfinite(made._exec_group.grad_arrays[0][0].asnumpy()).all()  # what the others were sent, too
+    np.testing.assert_array_equal(weight(made), before)
+    team.theirs = 0.0
+    step(batch(1))
+    assert (weight(made) != before).any()
 
 
 def poison(monkeypatch, steps) -> None:

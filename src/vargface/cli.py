@@ -9,7 +9,21 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from vargface.commands import doctor, embed, export, flops, lfr, rec, runs, study, synth, teacher_store, train, verify
+from vargface.commands import (
+    doctor,
+    embed,
+    export,
+    flops,
+    launch,
+    lfr,
+    rec,
+    runs,
+    study,
+    synth,
+    teacher_store,
+    train,
+    verify,
+)
 from vargface.errors import InputError
 from vargface.training.interrupt import Terminated, terminated_by_sigterm
 
@@ -64,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train.add_to(commands)
+    launch.add_to(commands)
     verify.add_to(commands)
     runs.add_to(commands)
     study.add_to(commands)

@@ -15,7 +15,16 @@ from typing import IO
 
 from vargface.errors import InputError
 
-__all__ = ["digest", "locked_file", "locked_folder", "make_folder", "save_whole", "sha256", "whole_file"]
+__all__ = [
+    "digest",
+    "locked_file",
+    "locked_folder",
+    "make_folder",
+    "save_whole",
+    "scratch_folder",
+    "sha256",
+    "whole_file",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +142,13 @@ def _locked(name: Path, path: str | Path, kind: str) -> int:
     except OSError as error:  # some network file systems have no locks
         logger.warning("%s: cannot be locked (%s); see to it that no other process uses it", path, error.strerror)
     return lock
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a folder that is gone, and all in it, when the block has ended."""
+    with tempfile.TemporaryDirectory(prefix="vargface-") as folder:
+        yield Path(folder)
 
 
 def sha256(*paths: Path) -> str:

@@ -52,7 +52,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from vargface.training.report import result_of
 
     folders = train(recipe, arguments.generation)
-    print(results_table([result_of(folder) for folder in folders]))
+    if folders:
+        print(results_table([result_of(folder) for folder in folders]))
 
 
 def _rehearse(recipe: dict, arguments: argparse.Namespace) -> None:

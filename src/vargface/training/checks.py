@@ -10,6 +10,7 @@ from easydict import EasyDict
 from vargface.data.sampling import VARYING
 from vargface.errors import InputError
 from vargface.symbols import angular_distillation
+from vargface.training.team import KVSTORES
 
 __all__ = ["check_recipe", "varied_by"]
 
@@ -32,7 +33,8 @@ RANGES = {
     "embedding_size": (1, 2**16),
     "multiplier": (0, 64),
     "seed": (0, 2**31 - 1),
-    **dict.fromkeys((*VARYING, "max_bad"), (0, 1)),
+    **dict.fromkeys((*VARYING, "max_bad", "class_share"), (0, 1)),
+    "class_limit": (0, math.inf),
     "min_images": (1, math.inf),
     "workers": (-1, 256),
     "momentum": (0, 1),
@@ -58,6 +60,12 @@ def check_recipe(recipe: EasyDict) -> None:
         raise InputError(f"may_change = {recipe.may_change}: {unknown[0]} is no key of a recipe")
     if recipe.optimizer not in ("sgd", "adam"):
         raise InputError(f"optimizer = {recipe.optimizer!r}: must be sgd or adam")
+    if recipe.class_share and recipe.optimizer != "sgd":
+        raise InputError(f"class_share = {recipe.class_share}: class centres are sampled with optimizer = 'sgd' only")
+    if recipe.class_limit and not recipe.class_share:
+        raise InputError(f"class_limit = {recipe.class_limit}: of no effect without class_share - set it, too")
+    if recipe.kvstore not in KVSTORES:
+        raise InputError(f"kvstore = {recipe.kvstore!r}: must be {', '.join(KVSTORES[1:])}, or empty")
     if recipe.distillation not in angular_distillation.FORMS:
         forms = ", ".join(angular_distillation.FORMS)
         raise InputError(f"distillation = {recipe.distillation!r}: must be one of {forms}")

@@ -14,7 +14,7 @@ from easydict import EasyDict
 
 from vargface.checkpoint import Params, load_checkpoint, matching, tagged
 from vargface.errors import InputError
-from vargface.files import locked_folder
+from vargface.files import locked_folder, scratch_folder
 from vargface.runtime import mx
 from vargface.training.generation import Generation
 from vargface.training.plan import make_plan
@@ -30,30 +30,37 @@ logger = logging.getLogger(__name__)
 def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
     """Train all generations of `recipe`, or `generation` alone, and return their finished folders: OUT, OUT/gen-2, ...
 
-    With `generation` the folders up to that one are returned, and the ones before it must be finished.
+    With `generation` the folders up to that one are returned, and the ones before it must be finished. A worker of a
+    team that does not lead it leaves nothing, and returns nothing.
 
     Raises InputError for anything in the recipe, the data, the teacher or the run folder that cannot be used, before
     anything is written where possible.
     """
     if not recipe.out:
         raise InputError("out is not given - add out=FOLDER")
-    if generation is not None:
-        _check_forerunners(Path(recipe.out), generation)
     plan = make_plan(recipe)
-    check_space(plan)
+    team = plan.team
+    if team.leads:
+        if generation is not None:
+            _check_forerunners(Path(recipe.out), generation)
+        check_space(plan)
     teacher = labels_of(plan.teacher, recipe, len(plan.records), plan.devices[0])
+    team.join()
     folders: list[RunFolder] = []
     weights = None
-    with locked_folder(recipe.out) as out:
+    with locked_folder(recipe.out) if team.leads else scratch_folder() as out:
         for number in range(1, (generation or recipe.generations) + 1):
             folder = RunFolder(_folder(out, number), recipe, plan.trained_on)
             folders.append(folder)
-            if folder.result is None:
-                weights = Generation(plan, folder, teacher, number).fit(weights or plan.initial)
-            else:
+            (finished,) = team.agreed(folder.result is not None)
+            if not finished:
+                before = folders[-2] if number > 1 else None
+                generation_ = Generation(plan, folder, teacher, number)
+                weights = generation_.fit(weights or plan.initial, _last_centres(before, recipe))
+            elif team.leads:
                 logger.info("%s: finished already, not run again", folder.path)
                 weights = _last_weights(folder, plan.network)
-    return folders
+    return folders if team.leads else []
 
 
 def _folder(out: Path, generation: int) -> Path:
@@ -69,6 +76,17 @@ def _check_forerunners(out: Path, generation: int) -> None:
             raise InputError(
                 f"{_folder(out, number)}: generation {number} is not finished - run it first: --generation {number}"
             )
+
+
+def _last_centres(folder: RunFolder | None, recipe: EasyDict) -> Path | None:
+    """Return the file of sampled class centres that a finished generation ended with, None where there is none."""
+    if folder is None or not recipe.class_share or folder.result is None:
+        return None
+    file = folder.centres(folder.result["step"])
+    if not file.is_file():
+        logger.warning("%s: lost, class centres begin anew", file)
+        return None
+    return file
 
 
 def _last_weights(folder: RunFolder, network: mx.sym.Symbol) -> tuple[Params, Params]:

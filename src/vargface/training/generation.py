@@ -4,66 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
 import time
-import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from vargface.checkpoint import Checkpoint, Params
-from vargface.data.iterator import FaceIterator
 from vargface.errors import InputError
 from vargface.inference import FrozenNetwork
-from vargface.runtime import cores, machine, mx
+from vargface.runtime import machine, mx
 from vargface.teachers.store import TeacherStore
+from vargface.training.centres import Centres
 from vargface.training.diagnosis import diagnose
+from vargface.training.faces import faces_of
 from vargface.training.initialise import Start
-from vargface.training.interrupt import interrupt_after_step
+from vargface.training.interrupt import Terminated, interrupt_after_step
 from vargface.training.log import Means
 from vargface.training.objective import MARGIN_WEIGHT
+from vargface.training.optimiser import init_optimizer, set_states, share_states, states_of
 from vargface.training.plan import Plan
 from vargface.training.report import write_report
 from vargface.training.run_folder import RunFolder
-from vargface.training.schedule import learning_rate_schedule, ramp
+from vargface.training.schedule import ramp
 from vargface.training.step import NotFinite, Step
 from vargface.training.teacher import TaughtIterator, Teacher
 from vargface.training.verifier import mean_accuracy, verify_packs
 from vargface.training.watch import Watch
 
-__all__ = ["VERIFY_BATCH", "Generation", "faces_of"]
+__all__ = ["VERIFY_BATCH", "Generation"]
 
 logger = logging.getLogger(__name__)
 
 VERIFY_BATCH = 32
-# decoding processes, unless the recipe says how many
-MOST_WORKERS = 16
-
-
-def faces_of(plan: Plan, seed: int) -> FaceIterator:
-    """Return the iterator of the plan's faces, in the order and the views that belong to `seed`."""
-    recipe = plan.recipe
-    return FaceIterator(
-        plan.records,
-        recipe.batch_size,
-        seed=seed,
-        mirror=recipe.mirror,
-        augment=recipe.augment,
-        mix=recipe.mix if recipe.teacher else 0.0,
-        jpeg=recipe.jpeg,
-        cutout=recipe.cutout,
-        min_images=recipe.min_images,
-        max_bad=recipe.max_bad,
-        workers=_decode_workers(recipe.workers, plan.devices[0]),
-    )
-
-
-def _decode_workers(workers: int, device: mx.Context) -> int:
-    """Return the number of decoding processes: none on CPUs, where decoding takes a hundredth of a step's time."""
-    if workers >= 0:
-        return workers
-    return 0 if device.device_type == "cpu" else min(cores(), MOST_WORKERS)
 
 
 class Generation:
@@ -71,7 +45,8 @@ class Generation:
 
     def __init__(self, plan: Plan, folder: RunFolder, teacher: Teacher | TeacherStore | None, generation: int) -> None:
         self._folder, self._network, self._packs, self._objective = folder, plan.network, plan.packs, plan.objective
-        self._recipe = recipe = folder.recipe
+        self._recipe, self._team = recipe, team = folder.recipe, plan.team
+        self._batch_size = recipe.batch_size // team.size
         self._step, self._number, self._verified, self._skipped = 0, 0, 0, 0
         self._best: dict[str, Any] = {"number": 0, "score": -1.0, "packs": {}}
         # the generation before has learnt the margin: the next one has it all along
@@ -85,27 +60,35 @@ class Generation:
         self._drops = '"op": "Dropout"' in plan.network.tojson()
         self._labels = [*self._faces.provide_label]
         if MARGIN_WEIGHT in self._objective.label_names:
-            self._labels.append(mx.io.DataDesc(MARGIN_WEIGHT, (recipe.batch_size,)))
+            self._labels.append(mx.io.DataDesc(MARGIN_WEIGHT, (self._batch_size,)))
         self.module = mx.mod.Module(
             self._objective.symbol,
             label_names=self._objective.label_names,
-            state_names=self._objective.probes,
+            state_names=self._objective.states,
             context=plan.devices,
             logger=logger,
         )
-        part = recipe.batch_size // recipe.accumulate
+        part = self._batch_size // recipe.accumulate
         data, labels = ([_of_size(part, desc) for desc in descs] for descs in (self._faces.provide_data, self._labels))
         self.module.bind(data, labels, grad_req=self._objective.grad_req("write" if recipe.accumulate == 1 else "add"))
-        self._take_step = Step(self.module, self._objective.outputs, recipe.accumulate, self._objective.gradient_norms)
+        self._centres = None
+        if recipe.class_share:
+            self._centres = Centres(recipe, plan.records.num_identities, team, self.module)
+        self._seed = recipe.seed + generation - 1
+        look = self._objective.gradient_norms
+        self._take_step = Step(self.module, self._objective.outputs, recipe.accumulate, look, team, self._centres)
         self._device, self._records = plan.devices[0], plan.records
 
-    def fit(self, weights: tuple[Params, Params] | None) -> tuple[Params, Params]:
-        """Train to the last step, from a saved state if there is one, and return the last weights with fc7."""
+    def fit(self, weights: tuple[Params, Params] | None, centres: Path | None = None) -> tuple[Params, Params]:
+        """Train to the last step, from a saved state if there is one, and return the last weights with fc7.
+
+        centres: sampled class centres to start from, of a state of the generation before.
+        """
         recipe = self._recipe
-        self._start(weights)
+        self._start(weights, centres)
         self._folder.write_machine(machine())
         logged = [*self._objective.outputs, *self._objective.gradients]
-        means = Means(logged, recipe.batch_size // recipe.accumulate, self._objective.spread)
+        means = Means(logged, self._batch_size // recipe.accumulate, self._objective.spread)
         name = str(self._folder.path)
         with interrupt_after_step() as stop, contextlib.closing(self._folder.board), tqdm(
             total=recipe.steps, initial=self._step, unit="step", disable=None, desc=name
@@ -119,21 +102,25 @@ class Generation:
                 if last or self._step % recipe.log_every == 0:
                     self._log(means, bar)
                 with means.clock_stopped():
+                    self._team.note(stop=stop.asked is not None, save=stop.save)
+                    heard = self._team.heard
                     if self._is_due_for_verification():
                         self._verify_and_save()
-                    elif stop.asked or stop.save or self._step % recipe.save_every == 0:
+                    elif heard or self._step % recipe.save_every == 0:
                         self._save_state(self.params())
-                    if stop.save:
+                    if "save" in heard:
                         stop.save = False
                         logger.info("%s: saved at step %d", name, self._step)
-                if stop.asked and not last:
-                    raise stop.asked
+                if "stop" in heard and not last:
+                    raise stop.asked or Terminated
         self._faces.close()
         self._folder.finish(self._best, self._number, self._step)
-        if recipe.report:
+        if recipe.report and self._team.leads:
             write_report(self._folder)
-        if stop.asked:  # during the last step: this generation is done, nothing else is begun
-            raise stop.asked
+        self._team.note(stop=stop.asked is not None)
+        self._team.hear()
+        if "stop" in self._team.heard:  # during the last step: this generation is done, nothing else is begun
+            raise stop.asked or Terminated
         return self.params()
 
     def timed_steps(self, weights: tuple[Params, Params] | None, count: int) -> list[float]:
@@ -152,17 +139,15 @@ class Generation:
         return self._step == self._recipe.steps or self._step % self._recipe.verify_every == 0
 
     def params(self) -> tuple[Params, Params]:
-        """Return the weights and the moving statistics after the steps so far."""
+        """Return the weights and the moving statistics after the steps so far: of a team, the mean of its workers'."""
         # batch norm's backward writes the moving statistics without telling the engine: reading them waits for nothing
         mx.nd.waitall()
-        return self.module.get_params()
+        args, auxs = self.module.get_params()
+        for name in self.module._aux_names:
+            self._team.mean(name, [auxs[name]])
+        return args, auxs
 
-    @property
-    def _updater(self) -> Any:
-        # with several contexts the optimiser's state is in the store that sums their gradients
-        return self.module._updater or self.module._kvstore._updater
-
-    def _start(self, weights: tuple[Params, Params] | None) -> None:
+    def _start(self, weights: tuple[Params, Params] | None, centres: Path | None = None) -> None:
         recipe = self._recipe
         # the initialisers draw from numpy and MXNet's own generators
         mx.random.seed(recipe.seed)
@@ -172,24 +157,31 @@ class Generation:
             weights = state[1]
         args, auxs = weights or ({}, {})
         self.module.init_params(Start(recipe), arg_params=args, aux_params=auxs, allow_missing=True, allow_extra=True)
-        options = {"learning_rate": recipe.lr, "wd": recipe.wd, "rescale_grad": 1 / recipe.batch_size}
-        options["lr_scheduler"] = learning_rate_schedule(recipe)
-        if recipe.optimizer == "sgd":
-            options["momentum"] = recipe.momentum
-        # used for several contexts only: without it each would go its own way on its part of the batch
-        kvstore = "device" if self._device.device_type == "gpu" else "local"
-        # an object, as InsightFace gives it: from a name, Module would exempt biases and betas from weight decay
-        optimizer = mx.optimizer.create(recipe.optimizer, **options)
-        with warnings.catch_warnings():
-            # that rescale_grad is not one over what is bound: with `accumulate` that is a part of the batch
-            warnings.filterwarnings("ignore", message="Optimizer created manually")
-            self.module.init_optimizer(kvstore=kvstore, optimizer=optimizer)
+        init_optimizer(self.module, recipe, self._team)
         if state is not None:
             self._resume(state[0], state[2])
+            centres = self._folder.centres(self._step)
+        self._follow()
+        if self._centres is not None:
+            self._centres.start(centres, self.module._optimizer.num_update, with_momentum=state is not None)
         # a run that was killed had logged more than it had saved; what follows is logged again
         self._folder.log.drop_after(self._step)
         self._folder.verifications.drop_after(self._verified)
         self._folder.board.drop_after(self._step)
+
+    def _follow(self) -> None:
+        """Begin where rank 0 of the team does."""
+        optimizer, group = self.module._optimizer, self.module._exec_group
+        place = self._step, self._verified, self._skipped, optimizer.num_update
+        self._step, self._verified, self._skipped, updates = self._team.agreed(*place)
+        for names, arrays in ((group.param_names, group.param_arrays), (group.aux_names, group.aux_arrays)):
+            for name, each in zip(names, arrays):
+                self._team.give(name, each)
+        self.module._params_dirty = True  # they are not what `init_params` was told
+        share_states(self.module, self._team)
+        # steps that were left out are no updates: the rate has not gone on with them
+        optimizer.begin_num_update = optimizer.num_update = updates
+        self._faces.seek(*divmod(self._step, self.batches_per_epoch))
 
     def _resume(self, place: dict[str, Any], optimizer: bytes) -> None:
         self._step, self._number, self._verified = place["step"], place["number"], place["verified"]
@@ -207,26 +199,15 @@ class Generation:
         if self._best["packs"] and set(self._best["packs"]) != packs:
             logger.warning("%s: verified on other packs than before, the best is chosen anew", self._folder.path)
             self._best = {"number": 0, "score": -1.0, "packs": {}}
-        self._updater.set_states(self._states_of_these_devices(optimizer))
-        # steps that were left out are no updates: the rate has not gone on with them
-        self.module._optimizer.begin_num_update = self.module._optimizer.num_update = updates
-        self._faces.seek(*divmod(self._step, self._faces.batches_per_epoch))
+        set_states(self.module, optimizer)
+        self.module._optimizer.num_update = updates
         logger.info("%s: resumed at step %d", self._folder.path, self._step)
-
-    def _states_of_these_devices(self, optimizer: bytes) -> bytes:
-        """Return the optimiser's saved states under the keys of this module.
-
-        One device knows parameters by number, the store of several by name; a run may go on with more or fewer.
-        """
-        states, names = pickle.loads(optimizer), self.module._param_names
-        by_name = {names[key] if isinstance(key, int) else key: value for key, value in states.items()}
-        numbered = self.module._updater is not None
-        return pickle.dumps({names.index(name) if numbered else name: value for name, value in by_name.items()})
 
     def _train_step(self, means: Means) -> None:
         batch = self._next_batch()
         # what dropout draws follows from the step, so that a resumed run draws the same
-        seed = self._recipe.seed * 1_000_003 + self._step * self._recipe.accumulate if self._drops else None
+        part = self._step * self._team.size + self._team.rank
+        seed = self._recipe.seed * 1_000_003 + part * self._recipe.accumulate if self._drops else None
         try:
             for outputs in self._take_step(batch, seed):
                 means.add(outputs)
@@ -242,20 +223,29 @@ class Generation:
             batch = self._faces.next()
         if MARGIN_WEIGHT in self._objective.label_names:
             weight = ramp(self._step, *self._ramp)
-            batch.label = [*batch.label, mx.nd.full((self._recipe.batch_size,), weight)]
+            batch.label = [*batch.label, mx.nd.full((self._batch_size,), weight)]
             batch.provide_label = self._labels
+        if self._centres is not None:
+            taken = self._centres.take(batch.label[0].asnumpy(), (self._seed, self._step))
+            batch.label = [mx.nd.array(taken), *batch.label[1:]]
         return batch
 
     def _leave_out(self, fault: NotFinite) -> None:
         """Count a step that is not gone; raises InputError with the diagnosis when there were too many of them."""
         self._skipped += 1
-        step, outputs = self._step + 1, self._objective.outputs
+        step, outputs, few = self._step + 1, self._objective.outputs, self._skipped <= self._recipe.skip_steps
+        if fault.where == "elsewhere":
+            what = f"{self._folder.path}: step {step}: {fault}, whose log says more"
+            if few:
+                logger.warning("%s: left out, the %d. of at most %d", what, self._skipped, self._recipe.skip_steps)
+                return
+            raise InputError(f"{what}: diverged - lower lr, or a longer warmup_steps")
         found = diagnose(fault, self.module, outputs, self._recipe, self._records, step, self._lr)
         path = self._folder.write_diagnosis(found)
         what = (
             f"{self._folder.path}: step {step}: {fault} ({found['likely'][0] if found['likely'] else 'no cause seen'})"
         )
-        if self._skipped > self._recipe.skip_steps:
+        if not few:
             raise InputError(
                 f"{what}: diverged - lower lr, or a longer warmup_steps (may_change=lr where a state was saved); "
                 f"{path} says more"
@@ -268,6 +258,13 @@ class Generation:
 
     def _log(self, means: Means, bar: tqdm) -> None:
         row = self._objective.of_labelled(means.take())
+        values = mx.nd.array(list(row.values()))
+        self._team.mean("row of the log", [values])
+        if self._team.size > 1:
+            row = dict(zip(row, map(float, values.asnumpy())))
+        row["images_per_second"] *= self._team.size
+        if not self._team.leads:
+            return
         if self._recipe.skip_steps:
             row["steps_left_out"] = self._skipped
         shown = {"loss": row["margin_loss"] + row.get("distillation_loss", 0.0), "img/s": row["images_per_second"]}
@@ -282,6 +279,9 @@ class Generation:
         args, auxs = params = self.params()
         # first: whatever stops the verification, these steps are not lost
         self._save_state(params)
+        self._verified = self._step
+        if not self._team.leads:
+            return
         network = FrozenNetwork(Checkpoint(self._network, args, auxs, "training"), VERIFY_BATCH, self._device)
         results = verify_packs(network, self._packs)
         self._number += 1
@@ -297,18 +297,20 @@ class Generation:
                 {pack.name: (results[pack.name].distances, pack.issame) for pack in self._packs}
             )
         self._folder.save(self._number, self._network, params, keep={self._best["number"]})
-        self._verified = self._step
         self._folder.amend_state(self._place())
         if self._recipe.report and self._step < self._recipe.steps:  # then `fit` writes it, of the finished run
             write_report(self._folder)
 
     def _save_state(self, params: tuple[Params, Params]) -> None:
+        if not self._team.leads:
+            return
         if not all(np.isfinite(mx.nd.norm(value).asscalar()) for values in params for value in values.values()):
             raise InputError(
                 f"{self._folder.path}: diverged by step {self._step}, a weight is not finite - lower lr, or a longer "
                 "warmup_steps; the state before it is kept"
             )
-        self._folder.save_state(self._place(), params, self._updater.get_states())
+        centres = self._centres and self._centres.save
+        self._folder.save_state(self._place(), params, states_of(self.module), centres)
 
     def _place(self) -> dict[str, Any]:
         """Return what a state says beside its arrays; `_resume` takes it back."""

@@ -7,6 +7,7 @@ from easydict import EasyDict
 from vargface.graph import training_form
 from vargface.runtime import mx
 from vargface.symbols import angular_distillation, margin_softmax
+from vargface.training.centres import WEIGHT
 from vargface.training.teacher import LABEL
 
 __all__ = ["MARGIN_WEIGHT", "Objective"]
@@ -23,14 +24,17 @@ PROBES = {"margin_gradient": "margin_probe", "distillation_gradient": "distillat
 class Objective:
     """The training symbol of a recipe and the names of its outputs, each (N,): `symbol`, `outputs`, `label_names`.
 
-    probes: the names of the module's states, which stay zero; gradients: the names of what `gradient_norms` gives;
+    states: the names of the module's: `probes`, which stay zero, and where a step samples its classes their centres;
+    gradients: the names of what `gradient_norms` gives;
     spread: outputs whose percentiles are worth logging.
     """
 
     def __init__(
         self, network: mx.sym.Symbol, recipe: EasyDict, num_classes: int, teacher_size: int | None = None
     ) -> None:
-        """Build it on `network` (ends in `fc1`), for `num_classes` identities; distils if `recipe.teacher` is set.
+        """Build it on `network` (ends in `fc1`); distils if `recipe.teacher` is set.
+
+        num_classes: as many as a step works on, which are all identities unless `recipe.class_share` is set.
 
         teacher_size: D of the teacher's embeddings, to which `recipe.teacher_map` maps the student's; None: as theirs.
         """
@@ -74,6 +78,7 @@ class Objective:
             outputs[LABELLED] = mx.sym.BlockGrad(label >= 0)
         self.outputs = list(outputs)
         self.probes, self.gradients = list(self._of_probe), list(self._of_probe.values())
+        self.states = [*self.probes, WEIGHT] if recipe.class_share else self.probes
         self.spread = ["teacher_cosine"] if distils else []
         self.symbol = mx.sym.Group(list(outputs.values()))
 

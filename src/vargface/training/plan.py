@@ -19,10 +19,12 @@ from vargface.recipe import network_symbol
 from vargface.runtime import contexts, mx
 from vargface.teachers.models import TeacherModels, teacher_digest
 from vargface.teachers.store import TeacherStore
+from vargface.training.centres import classes_taken
 from vargface.training.checks import check_recipe
 from vargface.training.objective import Objective
 from vargface.training.schedule import learning_rate_schedule
 from vargface.training.teacher import looked_up
+from vargface.training.team import Team, team_of
 from vargface.training.verifier import check_images, find_packs
 
 __all__ = ["Plan", "check_settings", "make_plan"]
@@ -37,8 +39,8 @@ class Plan:
     """A recipe that can be trained.
 
     trained_on: what the run is made of, wherever it lies: `data`, `teacher` and `init` as text with a SHA-256, empty
-    where there is none. teacher: its models, to be asked in the loop, or a store, to be looked up in. initial: the
-    weights of `init`, (args, auxs).
+    where there is none. team: not joined yet. teacher: its models, to be asked in the loop, or a store, to be looked up
+    in. initial: the weights of `init`, (args, auxs).
     """
 
     recipe: EasyDict
@@ -47,6 +49,7 @@ class Plan:
     network: mx.sym.Symbol
     objective: Objective
     devices: list[mx.Context]
+    team: Team
     teacher: TeacherModels | TeacherStore | None
     initial: tuple[Params, Params] | None
     trained_on: dict[str, str]
@@ -57,7 +60,7 @@ def check_settings(recipe: EasyDict) -> None:
     check_recipe(recipe)
     network = network_symbol(recipe)
     learning_rate_schedule(recipe)
-    _devices(recipe)
+    _devices(recipe, team_of(recipe.kvstore).size)
     # a store can only be held against its data
     _objective(network, recipe, 2, None if looked_up(recipe) else _teacher(recipe, None))
     _initial(recipe, network)
@@ -80,14 +83,15 @@ def make_plan(recipe: EasyDict) -> Plan:
     FaceIterator(records, recipe.batch_size, min_images=recipe.min_images)
     network = network_symbol(recipe)
     learning_rate_schedule(recipe)
-    teacher = _teacher(recipe, records)
+    teacher, team = _teacher(recipe, records), team_of(recipe.kvstore)
     plan = Plan(
         recipe=recipe,
         records=records,
         packs=packs,
         network=network,
         objective=_objective(network, recipe, records.num_identities, teacher),
-        devices=_devices(recipe),
+        devices=_devices(recipe, team.size),
+        team=team,
         teacher=teacher,
         initial=_initial(recipe, network),
         trained_on={
@@ -104,16 +108,19 @@ def _objective(
     network: mx.sym.Symbol, recipe: EasyDict, num_classes: int, teacher: TeacherModels | TeacherStore | None
 ) -> Objective:
     try:
-        return Objective(network, recipe, num_classes, teacher.embedding_size if teacher else None)
+        return Objective(
+            network, recipe, classes_taken(recipe, num_classes), teacher.embedding_size if teacher else None
+        )
     except ValueError as error:
         raise InputError(f"recipe: {error}") from error
 
 
-def _devices(recipe: EasyDict) -> list[mx.Context]:
+def _devices(recipe: EasyDict, workers: int) -> list[mx.Context]:
     devices = contexts(recipe.context)
-    if recipe.batch_size % (len(devices) * recipe.accumulate):
+    if recipe.batch_size % (workers * len(devices) * recipe.accumulate):
+        of = f"{workers} workers x " if workers > 1 else ""
         raise InputError(
-            f"batch_size = {recipe.batch_size}: must be a multiple of the {len(devices)} contexts x accumulate = "
+            f"batch_size = {recipe.batch_size}: must be a multiple of the {of}{len(devices)} contexts x accumulate = "
             f"{recipe.accumulate}"
         )
     return devices

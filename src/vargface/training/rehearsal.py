@@ -17,7 +17,8 @@ from easydict import EasyDict
 from vargface.checkpoint import Checkpoint
 from vargface.inference import FrozenNetwork
 from vargface.runtime import mx
-from vargface.training.generation import VERIFY_BATCH, Generation, faces_of
+from vargface.training.faces import faces_of
+from vargface.training.generation import VERIFY_BATCH, Generation
 from vargface.training.plan import Plan, make_plan
 from vargface.training.run_folder import RunFolder
 from vargface.training.space import check_space, space_of

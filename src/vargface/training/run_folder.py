@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import IO, Any, Dict, Tuple
 
 import numpy as np
 from easydict import EasyDict
@@ -31,6 +31,7 @@ WHERE = {
     "init",
     "packs",
     "context",
+    "kvstore",
     "generations",
     "log_every",
     "verify_every",
@@ -44,14 +45,14 @@ WHERE = {
 # keys that decide which arrays there are and what they are called: these never change within a run
 SHAPES = {
     *("network", "variant", "multiplier", "num_layers", "output", "embedding_size", "teacher_map"),
-    *("optimizer", "role"),
+    *("optimizer", "role", "class_share"),
 }
 
 # in recipe.json beside the recipe's keys
 TRAINED_ON, CHANGED = "trained_on", "changed"
 
-# a state's files beside its .json, which has their SHA-256 under this key
-STATE_PARTS = (".params", ".optimizer")
+# a state's files beside its .json, which has their SHA-256 under this key; the last is of sampled class centres alone
+STATE_PARTS = (".params", ".optimizer", ".centres")
 SUMS = "sha256"
 
 RESULT = {"best", "last", "step", "packs"}
@@ -176,8 +177,17 @@ class RunFolder:
             json.dump(found, file, indent=1)
         return path
 
-    def save_state(self, state: dict[str, Any], params: tuple[Params, Params], optimizer: bytes) -> None:
-        """Write what training goes on from; the state before it is kept until this one is whole."""
+    def save_state(
+        self,
+        state: dict[str, Any],
+        params: tuple[Params, Params],
+        optimizer: bytes,
+        centres: Callable[[IO[bytes]], None] | None = None,
+    ) -> None:
+        """Write what training goes on from; the state before it is kept until this one is whole.
+
+        centres: writes the table of class centres, where they are not among `params`.
+        """
         folder = make_folder(self.path / "state")
         for left in [*folder.glob(".*.tmp"), *self.path.glob(".*.tmp")]:  # by a kill while writing
             left.unlink()
@@ -185,7 +195,11 @@ class RunFolder:
         write_params(stem.with_suffix(".params"), tagged(*params))
         with whole_file(stem.with_suffix(".optimizer")) as file:
             file.write(optimizer)
-        self._sums = {suffix: sha256(stem.with_suffix(suffix)) for suffix in STATE_PARTS}
+        if centres is not None:
+            with whole_file(stem.with_suffix(".centres")) as file:
+                centres(file)
+        parts = STATE_PARTS if centres is not None else STATE_PARTS[:2]
+        self._sums = {suffix: sha256(stem.with_suffix(suffix)) for suffix in parts}
         # written last: a state without it is not looked at
         self.amend_state(state)
         files = sorted(folder.glob("*.json"), reverse=True)
@@ -200,6 +214,10 @@ class RunFolder:
         """Write anew what the state saved last says, its weights and optimiser as they are."""
         with whole_file(self.path / "state" / f"{state['step']:08d}.json", "w") as file:
             json.dump({**state, SUMS: self._sums}, file)
+
+    def centres(self, step: int) -> Path:
+        """Return the file of sampled class centres that belongs to the state of `step`."""
+        return self.path / "state" / f"{step:08d}.centres"
 
     def load_state(self) -> State | None:
         """Return the newest whole state as it was given to `save_state`, or None where none was saved.

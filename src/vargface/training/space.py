@@ -39,12 +39,14 @@ def space_of(plan: Plan) -> Space:
     if plan.teacher is not None:
         labels[LABEL] = (1, plan.teacher.embedding_size)
     shapes, _, auxs = symbol.infer_shape(data=data, **labels)
-    inputs = {"data", *labels, *plan.objective.probes}
+    inputs = {"data", *labels, *plan.objective.states}
     learnt = sum(4 * int(np.prod(s)) for name, s in zip(symbol.list_arguments(), shapes) if name not in inputs)
     statistics = sum(4 * int(np.prod(shape)) for shape in auxs)
     weights, _, _ = plan.network.infer_shape(data=data)
     network = sum(4 * int(np.prod(s)) for name, s in zip(plan.network.list_arguments(), weights) if name != "data")
     state = learnt * (1 + OPTIMIZER_ARRAYS[plan.recipe.optimizer]) + statistics
+    if plan.recipe.class_share:  # the table of all centres and that of their momenta
+        state += 2 * 4 * plan.records.num_identities * plan.recipe.embedding_size
     return Space(state, network + statistics)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vargface.runtime import mx
+from vargface.training.centres import WEIGHT, Centres
+from vargface.training.team import Team
 
 __all__ = ["NotFinite", "Step"]
 
@@ -17,12 +19,13 @@ _AT_ONCE = 100
 class NotFinite(Exception):
     """A loss or a gradient of a step is not finite; the weights are as they were before it.
 
-    where: "loss" or "gradient". part: the part of the batch that it was met in. names: for a loss the outputs of the
-    symbol, for a gradient the parameters, in the order of the graph.
+    where: "loss", "gradient", or "elsewhere" for another worker's. part: the part of the batch that it was met in.
+    names: for a loss the outputs of the symbol, for a gradient the parameters, in the order of the graph.
     """
 
     def __init__(self, where: str, part: mx.io.DataBatch, names: Sequence[str]) -> None:
-        super().__init__(f"{where} not finite: {', '.join(names)}")
+        what = f"{where} not finite: {', '.join(names)}"
+        super().__init__("another worker's loss or gradient not finite" if where == "elsewhere" else what)
         self.where, self.part, self.names = where, part, list(names)
 
 
@@ -31,6 +34,7 @@ class Step:
 
     The gradient is that of the sum over the whole batch however many parts it has (batch norm aside: it sees a part at
     a time). Batch norm's moving statistics are written by backward, which a loss that is not finite never gets to.
+    In a team it is that of the sum over all its workers' batches, and a step that one leaves out all leave out.
     """
 
     def __init__(
@@ -39,40 +43,69 @@ class Step:
         outputs: Sequence[str],
         parts: int,
         look: Callable[[mx.mod.Module], list[mx.nd.NDArray]] = lambda module: [],
+        team: Team | None = None,
+        centres: Centres | None = None,
     ) -> None:
         """Take a bound module (`grad_req` "add" for more than one part) and the names of its outputs.
 
-        look: what of a part's gradients is given with its outputs.
+        look: what of a part's gradients is given with its outputs. centres: the table whose rows the module works on,
+        where they are none of its parameters.
         """
         self._module, self._outputs, self._parts, self._look = module, list(outputs), parts, look
+        self._team, self._centres = team or Team(), centres
 
     def __call__(self, batch: mx.io.DataBatch, seed: int | None = None) -> list[list[mx.nd.NDArray]]:
         """Go a step along `batch` and return each part's outputs and what `look` gave; `seed`, for what dropout draws.
 
         Raises NotFinite, the weights, the optimiser and batch norm's moving statistics of a bad loss left alone.
         """
-        found = []
+        try:
+            found = self._gradients(batch, seed)
+            self._module.update()
+            if self._centres is not None:
+                self._centres.update()
+        finally:
+            if self._parts > 1:
+                for _, arrays in self._learnt():
+                    for array in arrays:
+                        array[:] = 0
+        return found
+
+    def _gradients(self, batch: mx.io.DataBatch, seed: int | None) -> list[list[mx.nd.NDArray]]:
+        """Leave the gradient of the step in the module's arrays, the team's where there is one, and return as a step.
+
+        A sum with a NaN in it is NaN for every worker: so all of them leave a step out, and none waits for another.
+        """
+        group, found, fault = self._module._exec_group, [], None
         try:
             for number, part in enumerate(self._split(batch)):
                 if seed is not None:
                     mx.random.seed((seed + number) % 2**31)
-                self._module.forward(part, is_train=True)
-                outputs = self._module.get_outputs()
-                if not _all_finite(outputs):
-                    bad = [name for name, output in zip(self._outputs, outputs) if not _all_finite([output])]
-                    raise NotFinite("loss", part, bad)
-                # a copy, not the value: the executor writes the next part's output into the same array
-                found.append([output.copy() for output in outputs])
-                self._module.backward()
-                self._check_gradients(part)
-                found[-1] += self._look(self._module)
-            self._module.update()
-        finally:
-            if self._parts > 1:
-                for arrays in self._module._exec_group.grad_arrays:
-                    for array in arrays:
-                        array[:] = 0
+                found.append(self._of_part(part))
+        except NotFinite as met:
+            fault = met
+        if fault is not None and self._team.kvstore is not None:
+            group.grad_arrays[0][0][:] = np.nan
+        self._team.sum_gradients(group.param_names, group.grad_arrays)
+        if fault is None and self._team.kvstore is not None and (bad := self._bad_gradients()):
+            fault = NotFinite("elsewhere", part, bad)
+        if fault is not None:
+            raise fault
         return found
+
+    def _of_part(self, part: mx.io.DataBatch) -> list[mx.nd.NDArray]:
+        """Go forward and backward along `part` and return its outputs and what `look` gave. Raises NotFinite."""
+        self._module.forward(part, is_train=True)
+        outputs = self._module.get_outputs()
+        if not _all_finite(outputs):
+            bad = [name for name, output in zip(self._outputs, outputs) if not _all_finite([output])]
+            raise NotFinite("loss", part, bad)
+        # a copy, not the value: the executor writes the next part's output into the same array
+        copies = [output.copy() for output in outputs]
+        self._module.backward()
+        if bad := self._bad_gradients():
+            raise NotFinite("gradient", part, bad)
+        return copies + self._look(self._module)
 
     def _split(self, batch: mx.io.DataBatch) -> list[mx.io.DataBatch]:
         if self._parts == 1:
@@ -86,13 +119,18 @@ class Step:
             for at in rows
         ]
 
-    def _check_gradients(self, part: mx.io.DataBatch) -> None:
+    def _bad_gradients(self) -> list[str]:
+        """Return the names of the parameters whose gradients are not finite."""
+        learnt = self._learnt()
+        if all(_all_finite(arrays) for arrays in zip(*(arrays for _, arrays in learnt))):
+            return []
+        return [name for name, arrays in learnt if not all(map(_finite, arrays))]
+
+    def _learnt(self) -> list[tuple[str, list[mx.nd.NDArray]]]:
+        """Return the name of all that learns with its gradients, one a context."""
         group = self._module._exec_group
-        # an entry a parameter, an array a context
-        if all(_all_finite(arrays) for arrays in zip(*group.grad_arrays)):
-            return
-        names = [name for name, arrays in zip(group.param_names, group.grad_arrays) if not all(map(_finite, arrays))]
-        raise NotFinite("gradient", part, names)
+        learnt = list(zip(group.param_names, group.grad_arrays))
+        return learnt if self._centres is None else [*learnt, (WEIGHT, self._centres.gradients)]
 
 
 def _finite(array: mx.nd.NDArray) -> bool:

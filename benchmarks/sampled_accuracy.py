@@ -1,0 +1,75 @@
+"""Accuracy of a small network whose softmax is over all classes, or over a tenth of them drawn anew each step.
+
+    python benchmarks/sampled_accuracy.py DATA [--seeds 3] [--steps 800] [--shares 0 0.1]
+
+DATA is a folder of `vargface synth` with many identities. The network is made for this: four convolutions on a quarter
+of the resolution, so that many steps take little. Figures are the mean accuracy over DATA's packs after the last step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+
+from vargface import runtime
+
+runtime.prepare_for_training()
+
+import numpy as np  # noqa: E402
+
+from vargface.recipe import load_recipe  # noqa: E402
+from vargface.runtime import mx  # noqa: E402
+from vargface.symbols.layers import batch_norm, embedding_layer, prelu, scaled_input  # noqa: E402
+from vargface.training import plan  # noqa: E402
+from vargface.training.fit import train  # noqa: E402
+
+SIZE = 64
+RECIPE = ["batch_size=64", f"embedding_size={SIZE}", "scale=16", "m2=0.1", "lr=0.1", "schedule=cosine", "context=cpu"]
+WATCHING = ["warmup_steps=20", "verify_every=100000", "save_every=100000", "report=False"]
+
+
+def network(_recipe: dict) -> mx.sym.Symbol:
+    """Return the network, ending in `fc1`."""
+    with mx.name.NameManager():
+        data = mx.sym.Pooling(scaled_input(), kernel=(4, 4), stride=(4, 4), pool_type="avg", name="coarse")
+        for number, filters in enumerate((16, 32, 64, 64)):
+            stride = (1, 1) if number == 0 else (2, 2)
+            data = mx.sym.Convolution(
+                data, num_filter=filters, kernel=(3, 3), stride=stride, pad=(1, 1), no_bias=True, name=f"conv{number}"
+            )
+            data = prelu(batch_norm(data, f"bn{number}"), f"relu{number}")
+        return embedding_layer(data, SIZE, fix_gamma=False)
+
+
+def accuracy(data: str, steps: int, seed: int, share: float) -> float:
+    """Return the mean accuracy over the packs, in percent."""
+    with tempfile.TemporaryDirectory() as out:
+        keys = [f"data={data}", f"out={out}/run", f"steps={steps}", f"seed={seed}", f"class_share={share}"]
+        (folder,) = train(load_recipe("base", [*RECIPE, *WATCHING, *keys]))
+        return 100 * float(np.mean([figures["accuracy"] for figures in folder.result["packs"].values()]))
+
+
+def main() -> None:
+    """Print a row a seed, and means with deviations."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.1])
+    options = parser.parse_args()
+    logging.getLogger().setLevel(logging.WARNING)
+    plan.network_symbol = network
+    print("seed  " + "  ".join(f"share {share or 'all'}" for share in options.shares))
+    rows = []
+    for seed in range(options.seeds):
+        rows.append([accuracy(options.data, options.steps, seed, share) for share in options.shares])
+        print(f"{seed:>4}  " + "  ".join(f"{found:>9.2f}" for found in rows[-1]), flush=True)
+    found = np.array(rows)
+    print("mean  " + "  ".join(f"{mean:>9.2f}" for mean in found.mean(axis=0)))
+    if len(rows) > 1:
+        print("sd    " + "  ".join(f"{deviation:>9.2f}" for deviation in found.std(axis=0, ddof=1)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""A cost model of training: its parts measured, its sum checked against two runs, then hours and bottlenecks planned.
+
+    python benchmarks/scale_model.py parts > parts.json
+    python benchmarks/scale_model.py check parts.json DATA
+    python benchmarks/scale_model.py plan parts.json
+
+`parts` measures, in the processor's time of one thread (so other work on the machine counts little): an image through a
+narrow VarGFaceNet and back, an image's class in the head, a class's own work, a row on its way from the table and back,
+a byte on its way to the servers and back. `check` holds what they add up to against two runs on DATA: one process, and
+two workers with a server. Nothing of `plan` is measured but what a row and a byte cost the processor here: it says what
+it assumes of GPUs and networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from vargface import runtime
+
+# one thread, here and in the jobs that this starts
+os.environ["OMP_NUM_THREADS"] = "1"
+runtime.prepare_for_training()
+
+import numpy as np  # noqa: E402
+
+from vargface.data.records import FaceRecords  # noqa: E402
+from vargface.runtime import mx  # noqa: E402
+from vargface.training.team import team_of  # noqa: E402
+
+RECIPE = ["multiplier=0.25", "embedding_size=128", "context=cpu", "report=False", "lr=0.01", "verify_every=100000"]
+BATCH, SIZE = 32, 128
+# numbers that a sum is measured of
+SUMMED = 4_000_000
+
+
+def seconds_of(work, times: int = 3) -> float:
+    """Return the processor's time of the best of `times` calls of `work`, after one that is not counted."""
+    found = []
+    for _ in range(times + 1):
+        mx.nd.waitall()
+        started = time.process_time()
+        work()
+        mx.nd.waitall()
+        found.append(time.process_time() - started)
+    return min(found[1:])
+
+
+def measure_parts() -> dict[str, float]:
+    """Return seconds of the processor: per image, image and class, class, row, parameter and byte."""
+    from vargface.graph import training_form
+    from vargface.symbols import margin_softmax, vargfacenet
+
+    def head(batch: int, classes: int) -> float:
+        data, label = mx.sym.Variable("data"), mx.sym.Variable("label")
+        loss = margin_softmax.get_symbol(data, label, num_classes=classes, embedding_size=SIZE).loss
+        requests = {"data": "write", "fc7_weight": "write", "label": "null"}
+        bound = loss.simple_bind(mx.cpu(), grad_req=requests, data=(batch, SIZE), label=(batch,))
+        bound.arg_dict["data"][:] = mx.nd.random.normal(shape=(batch, SIZE))
+        bound.arg_dict["fc7_weight"][:] = mx.nd.random.normal(shape=(classes, SIZE))
+        return seconds_of(lambda: (bound.forward(is_train=True), bound.backward()))
+
+    symbol = training_form(vargfacenet.get_symbol(embedding_size=SIZE, multiplier=0.25))
+    bound = symbol.simple_bind(mx.cpu(), grad_req="write", data=(BATCH, 3, 112, 112))
+    for array in bound.arg_dict.values():
+        array[:] = mx.nd.random.normal(0, 0.05, shape=array.shape)
+    gradient = mx.nd.ones((BATCH, SIZE))
+    image = seconds_of(lambda: (bound.forward(is_train=True), bound.backward([gradient]))) / BATCH
+    few, many = head(32, 20_000), head(128, 20_000)
+    image_and_class = (many - few) / 96 / 20_000
+    weight, velocity = mx.nd.ones((4_000_000,)), mx.nd.zeros((4_000_000,))
+    update = seconds_of(lambda: mx.nd.sgd_mom_update(weight, weight * 0, velocity, lr=0.1, out=weight)) / 4_000_000
+    return {
+        "image": image,
+        "image and class": image_and_class,
+        "class": few / 20_000 - 32 * image_and_class,
+        "parameter": update,
+        "row": _row_seconds(),
+        "byte": _byte_seconds(),
+    }
+
+
+def _row_seconds(classes: int = 100_000, taken: int = 20_000) -> float:
+    from vargface.recipe import load_recipe
+    from vargface.training.centres import Centres
+    from vargface.training.team import Team
+
+    executor = SimpleNamespace(arg_dict={}, grad_dict={})
+    for arrays in (executor.arg_dict, executor.grad_dict):
+        arrays["fc7_weight"] = mx.nd.zeros((taken, SIZE))
+    module = SimpleNamespace(_exec_group=SimpleNamespace(execs=[executor]))
+    keys = ["class_share=0.2", f"embedding_size={SIZE}", "batch_size=32", "schedule=poly"]
+    table = Centres(load_recipe("base", keys), classes, Team(), module)
+    table.start(None, 0, with_momentum=False)
+    labels = np.arange(32)
+    return seconds_of(lambda: (table.take(labels, (0, 0)), table.update())) / taken
+
+
+def _byte_seconds() -> float:
+    """Return the seconds, of two workers and a server together, that a byte of a worker's gradient costs a sum."""
+    few, many = (_job_seconds([sys.executable, __file__, "sums", str(times)]) for times in (3, 13))
+    return (many - few) / 10 / (2 * 4 * SUMMED)
+
+
+def launch_sums(times: str) -> None:
+    """Launch a job that sums an array of two workers `times` times: `sum_some` stands for the workers' command."""
+    from vargface.jobs.launch import launch
+
+    with tempfile.TemporaryDirectory() as folder:
+        here = str(Path(__file__).parent)
+        (Path(folder) / "sitecustomize.py").write_text(
+            f"import sys\nsys.path.insert(0, {here!r})\nimport scale_model, vargface.cli\n"
+            "vargface.cli.main = scale_model.sum_some\n"
+        )
+        os.environ["PYTHONPATH"] = folder
+        launch([times], 2, 1, logs=folder)
+
+
+def sum_some(arguments: list[str]) -> int:
+    """Be a worker of `launch_sums`."""
+    team = team_of("dist_sync")
+    team.join()
+    array = mx.nd.ones((SUMMED,))
+    for _ in range(int(arguments[0])):
+        team.sum("x", [array])
+        array[:] = 1
+    return 0
+
+
+def _job_seconds(command: list[str]) -> float:
+    """Return the processor's time of `command` and all that it starts and waits for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def check(parts: dict[str, float], data: str) -> None:
+    """Print, of two configurations, the processor's time of a step: the sum of the parts, and measured."""
+    from vargface.recipe import load_recipe
+    from vargface.training.plan import make_plan
+    from vargface.training.space import space_of
+
+    classes = FaceRecords(data).num_identities
+    plan = make_plan(load_recipe("base", [*RECIPE, f"data={data}", f"batch_size={BATCH}", "steps=2", "lr_steps=1"]))
+    network = space_of(plan).checkpoint / 4
+    print(
+        f"{classes:,} classes, batch {BATCH}, {network:,.0f} parameters of the network; seconds of the processor a step"
+    )
+    for name, launcher, keys in [
+        ("one process, all classes", [], []),
+        ("two workers, one server, half of them", ["launch", "-n", "2", "-s", "1", "--"], ["class_share=0.5"]),
+    ]:
+        workers, taken = (2, classes // 2) if launcher else (1, classes)
+        found = BATCH * (parts["image"] + 1 / 8757) + workers * (
+            taken * parts["class"] + BATCH / workers * taken * parts["image and class"] + network * parts["parameter"]
+        )
+        if launcher:
+            found += workers * (taken * parts["row"] + (network + taken * SIZE * 2) * 4 * parts["byte"])
+        else:
+            found += taken * SIZE * parts["parameter"]
+        steps = []
+        for count in (10, 50):
+            with tempfile.TemporaryDirectory() as out:
+                settings = [*RECIPE, *keys, f"data={data}", f"batch_size={BATCH}", f"steps={count}", f"out={out}/run"]
+                command = [sys.executable, "-m", "vargface", *launcher, "train", "base", *settings]
+                steps.append(_job_seconds([*command, "lr_steps=1000", "log_every=1000"]))
+        measured = (steps[1] - steps[0]) / 40
+        print(f"{name:<40} model {found:.3f}  measured {measured:.3f}  ratio {found / measured:.2f}", flush=True)
+
+
+# of a machine with eight V100-like GPUs, PCIe, 100 Gb/s, half of which is used; decoding: docs/data.md's rate of a core
+ASSUMED = {
+    "GPUs a machine": 8,
+    "FLOP a second of a GPU": 5e12,
+    "bytes a second to a GPU": 10e9,
+    "bytes a second of the network": 6.25e9,
+    "cores a machine": 32,
+    "images a core decodes a second": 8000,
+}
+# name: images, classes, classes a step takes, epochs, global batch, machines, multiply-adds forward, parameters
+JOBS = {
+    "MS1M, teacher ResNet100": (5_179_510, 93_431, 93_431, 20, 1024, 1, 12.1e9, 65.2e6),
+    "MS1M, student VarGFaceNet": (5_179_510, 93_431, 93_431, 20, 1024, 1, 0.51e9, 5.0e6),
+    "WebFace42M, ResNet100, share 0.1": (42_474_557, 2_059_906, 205_991, 20, 8192, 8, 12.1e9, 65.2e6),
+    "WebFace42M, ResNet100, 20,000 taken": (42_474_557, 2_059_906, 20_000, 20, 8192, 8, 12.1e9, 65.2e6),
+}
+
+
+def plan(parts: dict[str, float]) -> None:
+    """Print what the model says of jobs that nobody has run."""
+    print(f"assumed: {ASSUMED}")
+    for name, (images, classes, taken, epochs, batch, machines, macs, params) in JOBS.items():
+        own = batch / machines / ASSUMED["GPUs a machine"]
+        sampled = taken < classes
+        # bytes of a gradient, and of the rows that a step takes from the table and back
+        gradient, rows = 4 * (params + (0 if sampled else classes * 512)), 4 * taken * 512 * sampled
+        ways = {
+            # forward and twice that backward, two operations a multiply-add
+            "GPU": own * 6 * (macs + taken * 512) / ASSUMED["FLOP a second of a GPU"],
+            # gradients to the CPU and their sum back, rows to the GPU and their gradients back
+            "bus": 2 * (gradient + rows) / ASSUMED["bytes a second to a GPU"],
+            # each machine is a worker and a server: what it sends for itself, and what it serves to the others
+            "network": 2 * 2 * (gradient + rows) / ASSUMED["bytes a second of the network"] * (machines > 1),
+            # one thread; a row of 512 numbers for one of SIZE
+            "processor": (gradient + rows) * parts["byte"] * (machines > 1)
+            + taken * parts["row"] * 512 / SIZE * sampled,
+            "decoding": batch / machines / ASSUMED["images a core decodes a second"] / ASSUMED["cores a machine"],
+        }
+        # decoding goes on beside the rest
+        step = max(sum(ways.values()) - ways["decoding"], ways["decoding"])
+        steps, learnt = epochs * images / batch, params + classes * 512
+        print(
+            f"{name}: {step * steps / 3600:.1f} h, {steps:,.0f} steps of {step:.3f} s ("
+            + ", ".join(f"{way} {seconds:.4f}" for way, seconds in ways.items())
+            + f"; most: {max(ways, key=ways.get)}); a state {8 * learnt / 1e9:.1f} GB, centres and momenta "
+            f"{8 * classes * 512 / machines / 1e9:.1f} GB a machine, logits {own * taken * 4 / 1e9:.2f} GB a GPU"
+        )
+
+
+def main() -> None:
+    """Do what the first word says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("parts", "check", "plan", "sums"))
+    parser.add_argument("files", nargs="*")
+    options = parser.parse_args()
+    if options.what == "sums":
+        launch_sums(options.files[0])
+        return
+    if options.what == "parts":
+        print(json.dumps(measure_parts(), indent=1))
+    elif options.what == "check":
+        check(json.loads(Path(options.files[0]).read_text()), options.files[1])
+    else:
+        plan(json.loads(Path(options.files[0]).read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Starts the processes of a job, here or through ssh, and ends all of them when one dies: none is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import queue
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from vargface.errors import InputError
+from vargface.files import make_folder
+from vargface.jobs.orders import NAMES, ROLES
+
+__all__ = ["Failure", "Host", "Stopped", "launch", "read_hosts"]
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+# seconds: for rank 0 to save once another worker has stopped; for what a member said last to come
+STOP_SECONDS, LAST_WORDS_SECONDS = 600.0, 5.0
+# what of this process's environment its members on other machines get too
+FORWARDED = ("MXNET_", "OMP_", "DNNL_", "PS_", "CUDA_")
+
+
+class Failure(Exception):
+    """A member died; `code` is the exit code that its end gives the job."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Stopped(Exception):
+    """The job was stopped by a signal; `code` is 130 or 143."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A machine: `name` for ssh, "" for this one without ssh, and the `address` at which the others reach it."""
+
+    name: str
+    address: str
+
+
+def read_hosts(path: str | Path) -> list[Host]:
+    """Return the machines of a file of lines NAME [ADDRESS]; without an address it is what the name resolves to.
+
+    Raises InputError where the file cannot be read, names none, or a name does not resolve.
+    """
+    try:
+        lines = [line.partition("#")[0].split() for line in Path(path).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    hosts = []
+    for name, *address in filter(None, lines):
+        try:
+            hosts.append(Host(name, address[0] if address else socket.gethostbyname(name)))
+        except OSError as error:
+            raise InputError(f"{path}: {name} has no address ({error}) - write it behind the name") from error
+    if not hosts:
+        raise InputError(f"{path}: names no machine - write one a line: NAME [ADDRESS]")
+    return hosts
+
+
+class _Member:
+    """A process of the job."""
+
+    def __init__(self, role: str, number: int, host: Host, command: list[str], environment: dict[str, str]) -> None:
+        self.role, self.number = role, number
+        self.name = role if role == "scheduler" else f"{role} {number}"
+        self.where = f"{self.name} on {host.name}" if host.name else self.name
+        self.last = ""
+        # a session of its own: a terminal's Ctrl-C is for the launcher, which passes it on
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def tell(self, name: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            self.process.stdin.write(f"{name}\n".encode())
+            self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """End it and all that it started."""
+        self.tell("KILL")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(2)
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def launch(
+    arguments: Sequence[str],
+    workers: int,
+    servers: int,
+    *,
+    logs: str | Path,
+    hosts: Sequence[Host] = (),
+    ssh: str = "ssh",
+    port: int = 0,
+) -> None:
+    """Run `vargface ARGUMENT...` as `workers` workers with as many parameter `servers` as said, until all have ended.
+
+    hosts: the machines that workers and servers take turns on, the scheduler on the first; none: all are on this one,
+    and talk through its loopback alone. Each machine has this Python, this folder and the files that the command names
+    under the same paths. port: of the scheduler; 0: a free one of this machine.
+
+    What the members say goes to `logs`/ROLE-NUMBER.log and, with its origin before it, to stderr; what worker 0 prints
+    goes to stdout as it is. SIGINT, SIGTERM and SIGUSR1 are passed on to the workers.
+
+    Raises Failure as soon as one has died, Stopped after a signal (a second SIGINT waits for no worker), both when no
+    process is left.
+    """
+    where = list(hosts) or [Host("", LOOPBACK)]
+    network = {
+        "DMLC_PS_ROOT_URI": where[0].address,
+        "DMLC_PS_ROOT_PORT": str(port or _free_port(where[0])),
+        "DMLC_NUM_WORKER": str(workers),
+        "DMLC_NUM_SERVER": str(servers),
+    }
+    ended: queue.Queue = queue.Queue()
+    members: list[_Member] = []
+    folder = make_folder(logs)
+    with _signals_to(members) as heard:
+        try:
+            for role, count in zip(ROLES, (1, servers, workers)):
+                for number in range(count):
+                    host = where[number % len(where)]
+                    variables = {**network, "DMLC_NODE_HOST": host.address, "VARGFACE_RANK": str(number)}
+                    members.append(_start(role, number, host, arguments, variables, ssh))
+                    _listen(members[-1], folder / f"{role}-{number}.log", ended)
+            _wait(members, ended, heard)
+        finally:
+            for member in members:
+                member.kill()
+
+
+def _free_port(host: Host) -> int:
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.bind((host.address, 0))
+        return probe.getsockname()[1]
+    raise InputError(f"{host.name}: no port can be found from here - say one that is free there: --port")
+
+
+def _start(
+    role: str, number: int, host: Host, arguments: Sequence[str], variables: dict[str, str], ssh: str
+) -> _Member:
+    command = [sys.executable, "-m", "vargface.jobs.member", role, *(arguments if role == "worker" else ())]
+    environment = {**os.environ, **variables}
+    if host.name:
+        passed = {**{key: os.environ[key] for key in os.environ if key.startswith(FORWARDED)}, **variables}
+        settings = [f"{key}={value}" for key, value in passed.items()]
+        there = f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join([*settings, *command])}"
+        command = [*shlex.split(ssh), host.name, there]
+    return _Member(role, number, host, command, environment)
+
+
+def _listen(member: _Member, log: Path, ended: queue.Queue) -> None:
+    """Have threads copy what `member` says, and put it into `ended` when it has ended and all is copied."""
+    plain = member.role == "worker" and member.number == 0
+    streams = (member.process.stdout, plain), (member.process.stderr, False)
+    threads = [threading.Thread(target=_copy, args=(member, *stream, log), daemon=True) for stream in streams]
+
+    def wait() -> None:
+        member.process.wait()
+        for thread in threads:
+            thread.join(LAST_WORDS_SECONDS)  # a process that it left may hold the pipe
+        ended.put(member)
+
+    for thread in (*threads, threading.Thread(target=wait, daemon=True)):
+        thread.start()
+
+
+def _copy(member: _Member, stream: IO[bytes], plain: bool, log: Path) -> None:
+    with open(log, "ab", buffering=0) as file:
+        for line in stream:
+            file.write(line)
+            text = line.decode(errors="replace").rstrip("\n")
+            if plain:
+                print(text, flush=True)
+            elif text:
+                member.last = text
+                print(f"[{member.name}] {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _signals_to(members: list[_Member]) -> Iterator[list[int]]:
+    """Pass signals on to the workers among `members`; yields the list of those heard that stop a job."""
+    heard: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        if number != signal.SIGUSR1:
+            heard.append(number)
+        name = next(name for name, value in NAMES.items() if value == number)
+        for member in members:
+            if member.role == "worker":
+                member.tell(name)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(members: list[_Member], ended: queue.Queue, heard: list[int]) -> None:
+    """Return when all workers have ended well; raises Failure or Stopped where one has not."""
+    left = {member.number for member in members if member.role == "worker"}
+    stopped, until = 0, 0.0
+    while left:
+        try:
+            # a signal is met between two waits
+            member = ended.get(timeout=0.2)
+        except queue.Empty:
+            if heard.count(signal.SIGINT) > 1:  # Ctrl-C again
+                break
+            if stopped and time.monotonic() > until:
+                break
+            continue
+        code = member.process.returncode
+        if member.role == "worker" and code in (0, 130, 143):
+            left.discard(member.number)
+            if code and not stopped:
+                stopped, until = code, time.monotonic() + STOP_SECONDS
+        elif not stopped:
+            raise Failure(*_end_of(member))
+    if stopped or left:
+        raise Stopped(130 if signal.SIGINT in heard else stopped)
+
+
+def _end_of(member: _Member) -> tuple[str, int]:
+    """Return what happened to a member, and the job's exit code for it."""
+    code = member.process.returncode
+    if code < 0:
+        return f"{member.where} was killed by {signal.Signals(-code).name}", 128 - code
+    said = f": {member.last}" if member.last else ""
+    return f"{member.where} ended with exit code {code}{said}", code or 1

@@ -1,0 +1,166 @@
+"""Class centres by the row: drawn classes, and a softmax over a share of them against the one over all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vargface.errors import InputError
+from vargface.runtime import mx
+from vargface.training import plan
+from vargface.training.centres import classes_taken, draw_classes
+from vargface.training.fit import train
+from vargface.training.row_update import CENTRES, MOMENTUM, RowUpdate
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.data())
+def test_the_classes_of_a_step(num_classes, data):
+    labels = np.array(data.draw(st.lists(st.integers(-1, num_classes - 1), min_size=1, max_size=20)))
+    taken = data.draw(st.integers(min(len(labels), num_classes), num_classes))
+    drawn = draw_classes(labels, taken, num_classes, (1, 2))
+    assert len(drawn) == taken and (np.diff(drawn) > 0).all()
+    assert drawn[0] >= 0 and drawn[-1] < num_classes
+    assert set(labels[labels >= 0]) <= set(drawn)
+    np.testing.assert_array_equal(drawn, draw_classes(labels, taken, num_classes, (1, 2)))
+
+
+def test_every_other_class_is_as_likely():
+    counts = np.zeros(12)
+    for seed in range(3000):
+        counts[draw_classes(np.array([3, 7, 3, -1]), 5, 12, (seed,))] += 1
+    assert counts[3] == counts[7] == 3000
+    others = np.delete(counts, [3, 7])  # 3 of 10 each: 900 with a deviation of 25
+    assert (np.abs(others - 900) < 5 * 25).all()
+
+
+@pytest.mark.parametrize(
+    "share, limit, batch, due", [(0, 0, 8, 1000), (0.1, 0, 8, 100), (0.1, 30, 8, 30), (0.001, 0, 8, 8), (1, 0, 8, 1000)]
+)
+def test_how_many_classes_a_step_takes(share, limit, batch, due):
+    assert classes_taken(tiny.make_recipe(class_share=share, class_limit=limit, batch_size=batch), 1000) == due
+
+
+def test_rows_are_updated_as_sgd_would_update_them_and_no_others():
+    """Against MXNet's own SGD on dense arrays, at a rate that falls, a row at a time."""
+    random = np.random.default_rng(0)
+    start = random.normal(size=(6, 3)).astype(np.float32)
+    schedule = mx.lr_scheduler.MultiFactorScheduler([2], factor=0.1, base_lr=0.5)
+    options = {"learning_rate": 0.5, "momentum": 0.9, "wd": 0.1, "rescale_grad": 0.25}
+    store = mx.kv.create("local")
+    every = mx.nd.arange(6, dtype=np.int64)
+    for key in (CENTRES, MOMENTUM):
+        store.init(key, mx.nd.sparse.row_sparse_array((mx.nd.ones((6, 3)), every), shape=(6, 3)))
+    store.set_optimizer(RowUpdate(loads=True))
+    store.push(CENTRES, mx.nd.sparse.row_sparse_array((mx.nd.array(start), every), shape=(6, 3)))
+    store.push(MOMENTUM, mx.nd.sparse.row_sparse_array((mx.nd.zeros((6, 3)), every), shape=(6, 3)))
+    store.set_optimizer(RowUpdate(lr_scheduler=schedule, **options))
+    store.push(MOMENTUM, mx.nd.sparse.zeros("row_sparse", (6, 3)))
+    due, velocity = start.astype(np.float64), np.zeros((6, 3))
+    for step, lr in enumerate((0.5, 0.5, 0.05, 0.05)):
+        rows = np.sort(random.choice(6, 4, replace=False))
+        gradient = random.normal(size=(4, 3)).astype(np.float32)
+        pushed = mx.nd.sparse.row_sparse_array((mx.nd.array(gradient), mx.nd.array(rows, dtype=np.int64)), shape=(6, 3))
+        store.push(CENTRES, pushed)
+        velocity[rows] = 0.9 * velocity[rows] - lr * (0.25 * gradient + 0.1 * due[rows])
+        due[rows] += velocity[rows]
+        for key, expected in ((CENTRES, due), (MOMENTUM, velocity)):
+            out = mx.nd.sparse.zeros("row_sparse", (6, 3))
+            store.row_sparse_pull(key, out=out, row_ids=every)
+            np.testing.assert_allclose(out.asnumpy(), expected, rtol=1e-5, atol=1e-6, err_msg=f"step {step}")
+
+
+@pytest.fixture
+def without_norm(make, monkeypatch):
+    """A network in which no sample of a batch sees another."""
+    monkeypatch.setattr(plan, "network_symbol", lambda recipe: tiny.network(norm=False))
+
+
+def tables(folder) -> np.ndarray:
+    """(2, C, D): the class centres and their momenta after the last step."""
+    return np.load(folder.centres(folder.result["step"]))
+
+
+# the rate falls on the way
+KEYS = {"steps": 9, "schedule": "step", "lr_steps": "4,7", "batch_size": 8, "log_every": 1}
+
+
+@pytest.mark.parametrize("keys", [{}, {"context": "cpu(0),cpu(1)"}, {"accumulate": 2}, {"teacher": True, "mix": 0.5}])
+def test_with_all_classes_taken_it_is_the_full_softmax(make, without_norm, teacher, tmp_path, keys):
+    """Weights, centres and their momenta after steps from the same start."""
+    keys = {**KEYS, **keys, **({"teacher": teacher} if "teacher" in keys else {})}
+    # both begin with the centres that the table draws
+    (first,) = train(make(**{**keys, "steps": 1, "lr": 0, "lr_steps": "1"}, class_share=1, out=tmp_path / "first"))
+    full = make(**keys, out=tmp_path / "full")
+    from vargface.training.generation import Generation
+    from vargface.training.run_folder import RunFolder
+    from vargface.training.teacher import labels_of
+
+    made = plan.make_plan(full)
+    folder = RunFolder(tmp_path / "full", full)
+    args, auxs = first.load_state()[1]
+    weights = {**args, "fc7_weight": mx.nd.array(tables(first)[0])}
+    taught = labels_of(made.teacher, full, len(made.records), made.devices[0])
+    Generation(made, folder, taught, 1).fit((weights, auxs))
+    (sampled,) = train(make(**keys, class_share=1, out=tmp_path / "sampled"))
+    due, found = tiny.state(folder), tiny.state(sampled)
+    np.testing.assert_allclose(tables(sampled)[0], due.pop("fc7_weight"), rtol=1e-5, atol=1e-6)
+    assert due.keys() == found.keys()
+    for name in due:
+        np.testing.assert_allclose(found[name], due[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    for name in ("margin_loss", "target_cosine", "margin_gradient", "lr"):
+        due, found = ([float(row[name]) for row in tiny.rows(each.path / "log.csv")] for each in (folder, sampled))
+        np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sampled_run_that_was_stopped_ends_as_the_straight_one(make, monkeypatch, tmp_path):
+    from test_resume import interrupt
+
+    keys = {**KEYS, "batch_size": 2, "class_share": 0.5, "generations": 2, "verify_every": 4}
+    straight = train(make(**keys, out=tmp_path / "straight"))
+    for generation, at in ((1, 2), (1, 6), (2, 5)):
+        interrupt(monkeypatch, at, generation)
+        with pytest.raises(KeyboardInterrupt):
+            train(make(**keys))
+    resumed = train(make(**keys))
+    for one, other in zip(resumed, straight):
+        tiny.equal(tiny.state(one), tiny.state(other))
+        np.testing.assert_array_equal(tables(one), tables(other))
+        assert "fc7_weight" not in tiny.state(one) and (tables(one)[1] != 0).any()
+    # the second began with the centres of the first
+    assert np.abs(tables(straight[1])[0] - tables(straight[0])[0]).max() < 1
+    kept = {file.suffix for file in (straight[0].path / "state").iterdir()}
+    assert kept == {".json", ".params", ".optimizer", ".centres"}
+
+
+def test_a_table_that_is_damaged_is_not_gone_on_from(make, tmp_path):
+    (folder,) = train(make(**KEYS, class_share=0.5, save_every=4))
+    (folder.path / "result.json").unlink()
+    file = folder.centres(9)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert folder.load_state()[0]["step"] == 8
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (
+            {"class_share": 0.1, "optimizer": "adam"},
+            "class_share = 0.1: class centres are sampled with optimizer = 'sgd'",
+        ),
+        ({"class_limit": 10}, "class_limit = 10: of no effect without class_share"),
+        ({"class_share": 1.5}, "class_share = 1.5: must be at least 0 and at most 1"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(make, keys, message):
+    with pytest.raises(InputError, match=message):
+        train(make(**keys))
+
+
+def test_all_classes_and_a_share_are_not_one_run(make):
+    train(make(steps=2))
+    with pytest.raises(InputError, match="another recipe"):
+        train(make(steps=2, class_share=0.5, may_change="class_share"))

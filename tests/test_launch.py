@@ -1,0 +1,233 @@
+"""Jobs of several processes on the loopback: what they learn is what one learns, and none is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from vargface.cli import main
+from vargface.errors import InputError
+from vargface.jobs.launch import Host, read_hosts
+from vargface.training import plan
+from vargface.training.fit import train
+from vargface.training.run_folder import RunFolder
+from vargface.training.team import Team, team_of
+
+# seconds after which a job that hangs is a failure, on a machine that does other things too
+LONG = 240
+
+# what every process of a job finds before it does anything else: a network in which no sample sees another
+TINY_NETWORK = """
+import sys
+if "worker" in getattr(sys, "orig_argv", ["worker"]):
+    import tiny
+    from vargface.training import plan
+    plan.network_symbol = lambda recipe: tiny.network(norm=False)
+"""
+
+
+@pytest.fixture
+def job(data, tmp_path):
+    """Starts `vargface launch OPTION... -- train base KEY=VALUE...` on the tiny data set, with a tiny network."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(TINY_NETWORK)
+    path = os.pathsep.join([str(tmp_path / "site"), str(Path(tiny.__file__).parent)])
+    started = []
+
+    def start(options="-n 2 -s 2", **keys) -> subprocess.Popen:
+        given = {**tiny.KEYS, "data": data, "batch_size": 8, "context": "cpu", **keys}
+        settings = [f"{key}={value}" for key, value in given.items()]
+        vargface = "import sys; from vargface.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", vargface, "launch", *options.split(), "--", "train", "base", *settings]
+        # arrays of more numbers than that are shared out among the servers
+        environment = {**os.environ, "PYTHONPATH": path, "MXNET_KVSTORE_BIGARRAY_BOUND": "30"}
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def end_of(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    out, err = process.communicate(timeout=LONG)
+    return process.returncode, out, err
+
+
+def members(out: Path, role: str = "") -> list[int]:
+    """The processes of the job that writes into `out`, its launcher aside."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().decode().split("\0") if entry.name.isdigit() else []
+            if "vargface.jobs.member" in words and role in words and (role != "worker" or f"out={out}" in words):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def wait_for(file: Path, process: subprocess.Popen) -> None:
+    until = time.monotonic() + LONG
+    while not file.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def without_norm(make, monkeypatch):
+    monkeypatch.setattr(plan, "network_symbol", lambda recipe: tiny.network(norm=False))
+
+
+def close(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+# the rate falls tenfold twice: first soon, where it matters
+KEYS = {"steps": 40, "schedule": "step", "lr_steps": "3,30", "lr": 0.05, "save_every": 10, "verify_every": 20}
+
+
+@pytest.mark.slow
+def test_two_workers_learn_what_one_does(job, make, without_norm, tmp_path):
+    keys = {**KEYS, "steps": 10, "log_every": 1, "verify_every": 10}
+    (alone,) = train(make(**keys, batch_size=8, context="cpu", out=tmp_path / "alone"))
+    out = tmp_path / "job"
+    code, table, err = end_of(job(**keys, out=out))
+    assert code == 0 and "pairs %" in table, err
+    close(tiny.state(RunFolder(out, alone.recipe)), tiny.state(alone))
+    for name in ("lr", "margin_loss", "target_cosine"):
+        due, found = ([float(row[name]) for row in tiny.rows(folder / "log.csv")] for folder in (alone.path, out))
+        np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-6)
+    logs = {file.name for file in (out / "logs").iterdir()}
+    assert logs == {"scheduler-0.log", "server-0.log", "server-1.log", "worker-0.log", "worker-1.log"}
+
+
+@pytest.mark.slow
+def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_job_is_stopped_and_goes_on_as_another(
+    job, make, without_norm, tmp_path
+):
+    """So the rate falls there, too: centres and momenta are those of one process, at a rate that falls twice."""
+    keys = {**KEYS, "class_share": 0.5, "batch_size": 2}
+    (alone,) = train(make(**keys, context="cpu", out=tmp_path / "alone"))
+    out = tmp_path / "job"
+    process = job(**keys, out=out)
+    wait_for(out / "state" / "00000010.json", process)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = end_of(process)
+    assert code == 143 and "stopped; the same command goes on" in err
+    assert not members(out)
+    assert not (out / "result.json").exists(), "it was to be stopped on the way"
+    # one worker of two contexts on one server: the batch is not theirs to change
+    others = {"context": "cpu(0),cpu(1)", "kvstore": "dist_device_sync"}
+    code, _, err = end_of(job("-n 1 -s 1", **{**keys, **others}, out=out))
+    assert code == 0 and re.search(r"resumed at step \d+", err), err
+    folder = RunFolder(out, alone.recipe)
+    close(tiny.state(folder), tiny.state(alone))
+    due, found = (np.load(each.centres(40)) for each in (alone, folder))
+    np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
+    assert np.abs(due[1]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_job_which_can_go_on(job, make, without_norm, tmp_path):
+    out, keys = tmp_path / "job", {"steps": 100_000, "save_every": 5, "log_every": 1000}
+    process = job("-n 2 -s 1", **keys, out=out)
+    wait_for(out / "state" / "00000005.json", process)
+    os.kill(members(out, "worker")[-1], signal.SIGKILL)
+    code, _, err = end_of(process)
+    assert code == 128 + signal.SIGKILL
+    assert re.search(r"error: worker [01] was killed by SIGKILL - the job is ended, the same command goes on", err)
+    assert not members(out)
+    # as one process, this time: what was saved is whole
+    saved = max(int(file.stem) for file in (out / "state").glob("*.json"))
+    (folder,) = train(make(**{**keys, "steps": saved + 2}, batch_size=8, lr=0.02, may_change="steps", out=out))
+    assert [row["step"] for row in tiny.rows(folder.path / "verification.csv")] == [str(saved + 2)]
+
+
+@pytest.mark.slow
+def test_what_a_worker_refuses_ends_the_job_with_its_words(job, tmp_path):
+    """Through a command in ssh's place that leaves the machine's name out."""
+    (tmp_path / "hosts").write_text("# two names of this machine\nhere 127.0.0.1\nthere 127.0.0.1\n")
+    (tmp_path / "ssh").write_text('#!/bin/sh\nshift\nexec sh -c "$1"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    options = f"-n 2 -s 1 --hosts {tmp_path}/hosts --ssh {tmp_path}/ssh"
+    code, _, err = end_of(job(options, steps=2, batch_size=7, out=tmp_path / "job"))
+    assert code == 2
+    assert re.search(
+        r"error: worker [01] on (here|there) ended with exit code 2: .*batch_size = 7: must be a multiple of the 2 w",
+        err,
+    )
+    assert not members(tmp_path / "job")
+    assert not (tmp_path / "job" / "recipe.json").exists()
+
+
+def test_what_is_not_for_several_processes_is_refused(make, capsys, tmp_path):
+    for command, message in [
+        (["verify", "--model", "x,1"], "launch verify: only train is for several processes"),
+        (["train", "base"], "out is not given"),
+        (["train", "base", f"out={tmp_path}/x", "--dry-run"], "--dry-run and --test-io are for one process"),
+    ]:
+        assert main(["launch", "-n", "2", "--", *command]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_hosts(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("localhost\n\nb 10.0.0.2 # the second\n")
+    assert read_hosts(file) == [Host("localhost", "127.0.0.1"), Host("b", "10.0.0.2")]
+    file.write_text("# none\n")
+    with pytest.raises(InputError, match="names no machine"):
+        read_hosts(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_hosts(tmp_path / "none")
+
+
+def test_a_recipe_for_several_processes_is_not_trained_by_one(make, monkeypatch):
+    monkeypatch.delenv("VARGFACE_RANK", raising=False)
+    with pytest.raises(InputError, match="kvstore = 'dist_sync': is for several processes"):
+        train(make(kvstore="dist_sync"))
+    with pytest.raises(InputError, match="kvstore = 'dist_async': must be dist_sync"):
+        train(make(kvstore="dist_async"))
+
+
+def test_the_team_of_one_sums_nothing_and_hears_itself():
+    team = team_of("")
+    assert (team.rank, team.size, team.leads) == (0, 1, True)
+    assert team.agreed(3, 2**30) == [3, 2**30]
+    team.note(stop=True, save=False)
+    assert team.heard == {"stop"}
+
+
+def test_a_team_sums_over_contexts_and_workers():
+    """The store of this process in a server's place: what is summed then is its contexts' alone."""
+    from vargface.runtime import mx
+
+    team = Team("local", size=1)
+    team.join()
+    arrays = [mx.nd.full((3,), value, ctx=mx.cpu(at)) for at, value in enumerate((1, 2))]
+    team.sum("x", arrays)
+    assert [list(array.asnumpy()) for array in arrays] == [[3] * 3] * 2
+    team.mean("x", arrays)
+    assert [list(array.asnumpy()) for array in arrays] == [[3] * 3] * 2
+    arrays[1][:] = 7
+    team.give("x", arrays)
+    assert [list(array.asnumpy()) for array in arrays] == [[3] * 3] * 2
+    team.note(stop=False, save=True)
+    assert team.heard == frozenset()
+    team.sum_gradients(["y"], [arrays])
+    assert team.heard == {"save"} and list(arrays[0].asnumpy()) == [6] * 3
