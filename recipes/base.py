@@ -16,10 +16,10 @@ recipe = EasyDict(
     # --- network (symbols/): the keys that do not concern the network are not looked at
     network="vargfacenet",  # vargfacenet, resnet or mobilefacenet
     variant="",  # vargfacenet: authors, insightface; mobilefacenet: y1, y2; empty: the first
-    multiplier=1.25,  # width of vargfacenet; 1 is resnet's own
+    multiplier=0.0,  # width; 0: the network's own (vargfacenet 1.25, resnet 1)
     num_layers=100,  # depth of resnet: 18, 34, 50, 100
     output="E",  # resnet: E (dropout) or FC
-    embedding_size=512,
+    embedding_size=0,  # 0: the network's own (512; mobilefacenet y1 128, y2 256)
     init="",  # PREFIX,EPOCH of the weights to start from; empty: scratch
     residual_gamma=1.0,  # from scratch: gamma of the batch norm that closes each residual body
     # --- losses

@@ -455,7 +455,9 @@ def test_flops_of_the_papers_network(capsys):
     ("arguments", "flops"),
     [
         (["variant=insightface"], "1,022,388,952"),
-        (["network=mobilefacenet", "variant=y2", "embedding_size=256"], "933,336,950"),
+        (["network=mobilefacenet", "variant=y2"], "933,336,950"),
+        (["network=mobilefacenet"], "439,821,056"),
+        (["network=resnet"], "24,169,929,728"),
         (["--recipe", "lfr_teacher"], "24,169,929,728"),
     ],
 )

@@ -239,6 +239,11 @@ def test_the_training_form_has_none_of_the_operators_with_a_slow_backward():
     assert [node["attrs"]["pool_type"] for node in poolings] == ["sum"] * 12
 
 
+def test_a_dense_layer_over_the_last_axis_alone_stays_as_it_is():
+    dense = mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=6, flatten=False, name="fc1")
+    assert inference_form(dense).infer_shape(data=(5, 3, 112, 112)) == dense.infer_shape(data=(5, 3, 112, 112))
+
+
 def test_a_factor_that_all_images_share_stays_a_broadcast_product():
     """(1, C, 1, 1), which for a single image looks like squeeze-excitation's (N, C, 1, 1)."""
     data, factor = mx.sym.Variable("data"), mx.sym.Variable("factor", shape=(1, 3, 1, 1))

@@ -165,7 +165,7 @@ def _channel_scale(place: Place, write: Writer) -> Entry | None:
 
 def _flat_dense(place: Place, write: Writer) -> Entry | None:
     """FullyConnected on (N, C, H, W) behind a Flatten: without it MXNet 1.9.1 may raise at the second forward pass."""
-    if place.op != "FullyConnected" or len(place.shapes[0]) != 4:
+    if place.op != "FullyConnected" or len(place.shapes[0]) != 4 or place.attrs.get("flatten") in ("False", "0"):
         return None
     flat = write("Flatten", f"{place.name}_flat", place.inputs[:1])
     return write(place.op, place.name, [flat, *place.inputs[1:]], **place.attrs)

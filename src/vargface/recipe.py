@@ -18,6 +18,10 @@ from vargface.recipes import base
 
 __all__ = ["load_recipe", "network_symbol", "read_recipe_file"]
 
+MULTIPLIERS = {"vargfacenet": 1.25}
+# by network and variant
+EMBEDDING_SIZES = {("mobilefacenet", ""): 128, ("mobilefacenet", "y1"): 128, ("mobilefacenet", "y2"): 256}
+
 
 def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> EasyDict:
     """Return the recipe of file `recipe` (a path, or a name of this package's recipes) with KEY=VALUE `overrides`.
@@ -33,6 +37,9 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> EasyDict:
         if not equals:
             raise InputError(f"argument {override!r}: must be KEY=VALUE, e.g. lr=0.05")
         result[key] = _checked(key, _parsed(key, text), f"argument {override!r}")
+    # what is left to the network is what its paper has
+    result.multiplier = result.multiplier or MULTIPLIERS.get(result.network, 1.0)
+    result.embedding_size = result.embedding_size or EMBEDDING_SIZES.get((result.network, result.variant), 512)
     return result
 
 
