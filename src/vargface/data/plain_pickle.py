@@ -50,8 +50,8 @@ _DTYPES = re.compile(rb"[<>|=]?(\?|b1|[iu][1248]|f[248]|[Sa]\d{0,9}|O8?)")
 _LONGEST_LINE, _LONGEST_NAME = 1 << 26, 1 << 16
 _READ = 1 << 14
 _UNSET = -(1 << 63)
-# what a pickle may make beside byte strings: some by itself, and one in so many bytes of it. An image of a pack takes up
-# to 20 (as an array of its own, each of these in the memo), and has a thousand bytes.
+# what a pickle may make beside byte strings: some by itself, and one in so many bytes of it. An image of a pack takes
+# up to 20 (as an array of its own, each of these in the memo), and has a thousand bytes.
 _MADE, _BYTES_A_MADE = 100_000, 32
 
 
