@@ -54,14 +54,22 @@ def draw_scores(
     return _png(figure)
 
 
-def draw_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]], captions: Sequence[str], *, columns: int = 6) -> bytes:
-    """Return a PNG sheet of `pairs` of images, (H, W, 3) uint8 RGB each, side by side over their captions."""
+def draw_pairs(pairs: Sequence[Sequence[np.ndarray | str]], captions: Sequence[str], *, columns: int = 6) -> bytes:
+    """Return a PNG sheet of `pairs` of images, (H, W, 3) uint8 RGB each, side by side under their captions.
+
+    A text in the place of an image, the name of one that cannot be read, is written on a grey tile.
+    """
+    size = next((image.shape for pair in pairs for image in pair if not isinstance(image, str)), (112, 112, 3))
+    grey = np.full(size, 128, np.uint8)
     lines = max(1, -(-len(pairs) // columns))
     figure = Figure(figsize=(2.2 * columns, 1.55 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
-    for axis, (one, other), caption in zip(axes, pairs, captions):
-        axis.imshow(np.hstack([one, other]))
+    for axis, pair, caption in zip(axes, pairs, captions):
+        axis.imshow(np.hstack([grey if isinstance(image, str) else image for image in pair]))
+        for number, image in enumerate(pair):
+            if isinstance(image, str):
+                axis.text((number + 0.5) * size[1], size[0] / 2, image[-24:], fontsize=5, ha="center", va="center")
         axis.set_title(caption, fontsize=7)
     return _png(figure)

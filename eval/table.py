@@ -12,6 +12,7 @@ from vargface.eval.verification import FARS, Verification
 __all__ = ["Result", "details_table", "format_table", "layer_table", "results_table"]
 
 MISSING = "-"
+FEW_PAIRS = "fewer than 1 / FAR pairs of different people choose the threshold: the rate is that of a handful of pairs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,12 @@ def _far(share: float) -> str:
 
 
 def results_table(results: Sequence[Result], *, markdown: bool = False) -> str:
-    """Return a row a result: accuracy ± std and TAR@FAR of each pack in per cent, parameters, MFLOPs, checkpoint."""
+    """Return a row a result: accuracy ± std and TAR@FAR of each pack in per cent, parameters, MFLOPs, checkpoint.
+
+    A TAR that a pack has too few different pairs to tell is given as InsightFace gives it, with a mark and a last line.
+    """
+    mark = "\\*" if markdown else "*"
+    marked = False
     columns = list(dict.fromkeys((pack, v.far_target) for result in results for pack, v in result.packs.items()))
     header = ["model"]
     for pack, far in columns:
@@ -72,11 +78,15 @@ def results_table(results: Sequence[Result], *, markdown: bool = False) -> str:
             if found is None or found.far_target != far:
                 row += [MISSING, MISSING]
             else:
-                row += [f"{_percent(found.accuracy)} ± {_percent(found.accuracy_std)}", _percent(found.tar)]
+                few = not (math.isnan(found.tar) or found.tells_tar)
+                marked |= few
+                row.append(f"{_percent(found.accuracy)} ± {_percent(found.accuracy_std)}")
+                row.append(_percent(found.tar) + (mark if few else ""))
         row.append(MISSING if result.params is None else f"{result.params:,}")
         row.append(MISSING if result.flops is None else f"{result.flops / 1e6:,.1f}")
         rows.append([*row, result.checkpoint or MISSING])
-    return format_table(header, rows, left=(0, len(header) - 1), markdown=markdown)
+    table = format_table(header, rows, left=(0, len(header) - 1), markdown=markdown)
+    return f"{table}\n\n{mark} {FEW_PAIRS}" if marked else table
 
 
 def details_table(packs: Mapping[str, Verification]) -> str:

@@ -73,6 +73,11 @@ class Verification:
         """The threshold of best accuracy as a cosine."""
         return 1 - self.threshold / 2
 
+    @property
+    def tells_tar(self) -> bool:
+        """Whether the pack has 1 / `far_target` different pairs to choose a threshold by, as `tars` has it of FARS."""
+        return any(float(told) <= self.far_target for told in self.tars)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the figures for JSON, which has no nan: None stands for it."""
         fields = dataclasses.asdict(dataclasses.replace(self, distances=None))

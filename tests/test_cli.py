@@ -227,7 +227,8 @@ def test_a_full_disk_leaves_whole_files_and_the_run_goes_on_elsewhere(
 def test_train_prints_a_table_that_ends_with_the_checkpoint(arguments, tmp_path, capsys, tiny_network, teacher):
     assert main(arguments(teacher=teacher, generations=2)) == 0
     out, _ = capsys.readouterr()
-    header, _, first, second = out.splitlines()
+    header, _, first, second, _, note = out.splitlines()
+    assert note.startswith("* fewer than 1 / FAR pairs")
     assert header.split() == ["model", "pairs", "%", "pairs", "TAR@1e-3", "%", "params", "MFLOPs", "checkpoint"]
     assert first.startswith("run ")
     assert first.endswith(f" {tmp_path}/run/student,1")

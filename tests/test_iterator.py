@@ -17,6 +17,7 @@ import pytest
 from vargface.data import pool
 from vargface.data.augment import Draws, augmented, mixed
 from vargface.data.iterator import FaceIterator
+from vargface.data.recordio import pack, part_bytes
 from vargface.data.records import FaceRecords
 from vargface.data.samples import NOBODY
 from vargface.data.sampling import epoch_order, mirror_bits
@@ -463,6 +464,52 @@ def test_identities_of_few_images_are_left_out(tmp_path, iterate, shuffled):
     assert snapshot(next(iterate(7, workers=1, **settings))) == snapshot(next(iterate(7, **settings)))
     with pytest.raises(InputError, match="4 images of identities with 4 or more are fewer than a batch of 5 x 1"):
         iterate(5, records=records, min_images=4)
+
+
+@pytest.mark.parametrize("ranges", [(1, 9), (2, 4), (1, 1), None])
+def test_identity_records_that_cannot_be_trusted_do_not_choose(tmp_path, ranges, caplog):
+    """Overlapping, with a gap, or damaged: no image comes twice, and none is lost."""
+    write(tmp_path, [encoded(number) for number in range(12)])  # 5, 5 and 2
+    lines = dict(map(int, line.split()) for line in (tmp_path / "train.idx").read_text().splitlines())
+    with open(tmp_path / "train.rec", "r+b") as file:
+        file.seek(lines[13])
+        file.write(part_bytes(pack(ranges, record=13)) if ranges else bytes(8))
+    assert FaceRecords(tmp_path).of_identities_with(3).tolist() == list(range(10))
+    assert "until then the images' own labels count" in caplog.text
+
+
+def test_a_damaged_image_is_skipped_whatever_min_images_is(tmp_path, iterate):
+    write(tmp_path / "data", [encoded(number) for number in range(12)])
+    shuffle(tmp_path / "data", tmp_path / "shuffled")
+    damage("record", tmp_path / "shuffled", 3)
+    records = FaceRecords(tmp_path / "shuffled")
+    assert 2 in records.of_identities_with(3)
+    iterator = iterate(5, records=records, min_images=3, max_bad=0.3)
+    for _ in range(4):
+        (batch, *_) = list(iterator)
+        assert 2 not in batch.index
+        iterator.reset()
+    assert set(iterator.faults) == {2}
+
+
+@pytest.mark.parametrize("at", [None, 0, -1])
+def test_a_touched_file_is_read_on_and_a_rewritten_one_is_not(tmp_path, iterate, caplog, at):
+    records = write(tmp_path, [encoded(number) for number in range(60)])
+    iterator = iterate(2, records=records)
+    next(iterator)
+    path = tmp_path / "train.rec"
+    if at is not None:
+        content = bytearray(path.read_bytes())
+        content[at] ^= 255
+        with open(path, "r+b") as file:
+            file.write(content)
+    os.utime(path, (1, 1))
+    if at is None:
+        assert len(list(iterator)) == 29
+        assert caplog.text.count("has a new time of modification") == 1
+    else:
+        with pytest.raises(InputError, match="was written to while it was being read"):
+            next(iterator)
 
 
 # --- the processes ---

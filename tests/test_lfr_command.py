@@ -22,6 +22,7 @@ from vargface.checkpoint import load_checkpoint, load_params, save_checkpoint, w
 from vargface.cli import main
 from vargface.eval.lfr import identification, pairs, plan
 from vargface.eval.lfr.features import normalised, open_features, open_test_set
+from vargface.eval.lfr.submission import picture_of
 from vargface.eval.lfr.tracks import Network, compliance
 from vargface.files import locked_file
 from vargface.inference import FrozenNetwork
@@ -121,14 +122,15 @@ def size_line(out: str, name: str) -> int:
 def test_payload_is_what_the_values_take(teacher, tmp_path, capsys, dtype):
     checkpoint = load_checkpoint(teacher)
     params = ({name: value.astype(dtype) for name, value in part.items()} for part in checkpoint[1:3])
-    assert main(["lfr", "check", "--model", save_checkpoint(tmp_path / "model", 0, checkpoint.symbol, *params)]) == 0
+    status = main(["lfr", "check", "--model", save_checkpoint(tmp_path / "model", 0, checkpoint.symbol, *params)])
     out = capsys.readouterr().out
     values = sum(value.size for part in checkpoint[1:3] for value in part.values())
     assert size_line(out, "payload") == values * np.dtype(dtype).itemsize
     assert 0 < size_line(out, "file") - size_line(out, "payload") < 2000
     assert f"dtype     {dtype} " in out
     assert "unused" not in out
-    assert out.count("PASS") == (8 if dtype == "float32" else 0)
+    passed = 8 if dtype == "float32" else 0
+    assert (out.count("PASS"), status) == (passed, 0 if passed else 1)
 
 
 def test_weights_that_the_network_does_not_use_count_and_are_named(teacher, tmp_path, capsys):
@@ -197,7 +199,7 @@ def test_submit_refuses(teacher, images, tmp_path, capsys, caplog):
     cv2.imwrite(str(images / "1/1.png"), np.zeros((100, 112, 3), np.uint8))
     assert refused(arguments, capsys) == f"{images}/1/1.png: is 100x112, not 112x112 - give aligned faces"
     (images / "1/1.png").write_bytes(b"")
-    assert refused(arguments, capsys).startswith(f"{images}/1/1.png: is not an image (0 bytes)")
+    assert refused(arguments, capsys).startswith(f"{images}/1/1.png: is not an image that can be decoded (0")
     assert not (tmp_path / "feat.bin").exists()
     assert main([*arguments[:-2], "--batch-size", "2", "--on-error", "zero", "--out", str(tmp_path / "other.bin")]) == 0
     assert "1 images could not be read, the first: " in caplog.text
@@ -206,6 +208,18 @@ def test_submit_refuses(teacher, images, tmp_path, capsys, caplog):
     assert refused(submission(teacher, tmp_path, tmp_path / "a.bin"), capsys).startswith(
         f"{tmp_path}/filelist.txt: cannot"
     )
+
+
+def test_a_jpeg_that_is_cut_short_does_not_pass_for_a_face(teacher, images, tmp_path, capsys, caplog):
+    jpeg = tiny.jpeg(1, 1)
+    (images / "1/1.png").write_bytes(jpeg[: len(jpeg) * 2 // 5])
+    arguments = submission(teacher, images, tmp_path / "feat.bin")
+    said = refused(arguments, capsys)
+    assert said.startswith(f"{images}/1/1.png: is a JPEG that is cut short") and said.endswith("or leave it out")
+    assert main([*arguments, "--on-error", "zero"]) == 0
+    assert "1/1.png: is a JPEG that is cut short" in caplog.text
+    rows = open_features(tmp_path / "feat.bin")
+    assert [row for row in range(7) if not rows[row].any()] == [5]
 
 
 def test_submit_that_is_killed_goes_on_to_the_same_bytes(teacher, tmp_path):
@@ -444,6 +458,37 @@ def test_pictures(teacher, images, tmp_path, capsys):
     (images / "filelist.txt").write_text("0/0.png\n")
     message = refused([*score, "--pictures", str(pictures), "--images", str(images)], capsys)
     assert message.startswith(f"{images}: filelist.txt has 1 lines, {features} 7 rows")
+
+
+def test_what_cannot_be_read_is_a_grey_tile(teacher, images, tmp_path, caplog):
+    """As after --on-error zero: rows of zeros are among the false rejects, and their images cannot be read."""
+    features, pictures = tmp_path / "feat.bin", tmp_path / "pictures"
+    (images / "0/1.png").write_bytes(b"no image")
+    (images / "1/2.png").unlink()
+    assert main(submission(teacher, images, features, "--on-error", "zero")) == 0
+    (tmp_path / "labels.txt").write_text("0\n" * 4 + "1\n" * 3)
+    score = ["lfr", "score", str(features), str(tmp_path / "labels.txt"), "--fpr", "0.2", "--processes", "1"]
+    assert main([*score, "--pictures", str(pictures), "--images", str(images)]) == 0
+    assert len(list(pictures.iterdir())) == 4
+    assert "0/1.png: is not an image that can be decoded (8 bytes) - get it anew, or leave it out; drawn" in caplog.text
+    assert "1/2.png: cannot read" in caplog.text
+    assert sorted(path.name for path in tmp_path.glob("feat.bin*")) == ["feat.bin"]
+
+
+def test_videos_are_shown_by_their_first_frames(teacher, tmp_path, caplog):
+    folder, features, pictures = tmp_path / "videos", tmp_path / "feat.bin", tmp_path / "pictures"
+    for number in range(4):
+        (folder / f"v{number}").mkdir(parents=True)
+        for frame in range(2):
+            (folder / f"v{number}" / f"{frame}.jpg").write_bytes(tiny.jpeg(number // 2, 2 * number + frame))
+    (folder / "filelist.txt").write_text("".join(f"v{number} 2\n" for number in range(4)))
+    assert main(submission(teacher, folder, features, "--video")) == 0
+    (tmp_path / "labels.txt").write_text("0\n0\n1\n1\n")
+    score = ["lfr", "score", str(features), str(tmp_path / "labels.txt"), "--fpr", "0.4", "--processes", "1"]
+    assert main([*score, "--pictures", str(pictures), "--images", str(folder)]) == 0
+    assert len(list(pictures.iterdir())) == 4
+    assert "grey" not in caplog.text
+    assert picture_of(folder, "v1 2") == folder / "v1" / "0.jpg"
 
 
 def test_identify_prints_and_writes(scored, tmp_path, capsys):

@@ -56,6 +56,14 @@ def test_labels_as_text_and_as_an_array(tmp_path):
         assert (labels.dtype, labels.tolist()) == (np.int64, [3, -1, 3, 0])
 
 
+def test_labels_may_begin_with_a_byte_order_mark_as_filelists_may(tmp_path):
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf3\n-1\n")
+    assert read_labels(tmp_path / "labels.txt").tolist() == [3, -1]
+    (tmp_path / "labels.txt").write_bytes(b"3\n\xef\xbb\xbf1\n")
+    with pytest.raises(InputError, match="label 2 is"):
+        read_labels(tmp_path / "labels.txt")
+
+
 @pytest.mark.parametrize(
     ("text", "label"),
     [("1\ntwo\n", "2 is two"), ("1.5\n", "1 is 1.5"), ("1\n-2\n", "2 is -2"), ("nan\n", "1 is nan")]

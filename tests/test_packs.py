@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from vargface.data import plain_pickle
 from vargface.data.packs import read_pack, write_pack
 from vargface.errors import InputError
 from vargface.runtime import mx
@@ -262,6 +263,28 @@ def test_damaged_and_missing_files(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match="lfw.bin: is not a verification pack"):
             read_pack(path)
+
+
+def test_arrays_of_several_dimensions_are_refused(tmp_path):
+    """In which order their images come would be a guess."""
+    two = np.array(IMAGES, dtype=object).reshape(3, 2)
+    for images in (two, np.asfortranarray(two)):
+        with pytest.raises(InputError, match="array of shape .3, 2., not of one dimension"):
+            read_pack(dump(tmp_path / "lfw.bin", (images, ISSAME)))
+    for flags in (np.array(ISSAME)[:, None], np.array(True)):
+        for protocol in (2, 5):
+            with pytest.raises(InputError, match="array of shape .* not of one dimension"):
+                read_pack(dump(tmp_path / "lfw.bin", (IMAGES, flags), protocol))
+
+
+@pytest.mark.parametrize(
+    "content", [b"]" * 4000, b"N" + b"\x94" * 4000, b"]" + b"]a" * 4000, b"(" * 4000, b"K\1" * 4000]
+)
+def test_a_file_does_not_make_more_objects_than_images_account_for(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(plain_pickle, "_MADE", 1000)
+    (tmp_path / "lfw.bin").write_bytes(b"\x80\x04" + content + b".")
+    with pytest.raises(InputError, match="makes more objects than its images account for"):
+        read_pack(tmp_path / "lfw.bin")
 
 
 # --- decoding ---

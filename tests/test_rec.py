@@ -303,13 +303,33 @@ def test_check_of_a_cut_file(folder, cut, index):
         (lambda lines: [*lines, "40\t99999999"], "train.idx: record 40 is at byte 99999999 and train.rec has"),
         (lambda lines: [*lines, "40\t5"], "train.idx: record 40 is at byte 5, where no record starts"),
         (lambda lines: [*lines, "40\t0"], "train.idx: record 40 is at byte 0, where another one starts"),
-        (lambda lines: ["-1\t0", *lines], "train.idx: record number -1 is negative"),
+        (lambda lines: ["-1\t0", *lines], "train.idx: record number -1 in line 1 is not in 0..9223372036854775806 -"),
+        (lambda lines: [*lines, f"{10**22}\t0"], f"train.idx: record number {10**22} in line 38 is not in 0.."),
     ],
 )
 def test_check_of_a_bad_index(folder, change, message):
     path = folder / "train.idx"
     path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
     assert any(message in line for line in faults(folder))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda lines: lines[:10], "20 records differ from train.idx's images (1..30), the first is 11 - write"),
+        (lambda lines: [*lines, "31\t32"], "1 records differ from train.idx's images (1..30), the first is 31"),
+        (lambda lines: [*lines, lines[4]], "1 records differ from train.idx's images (1..30), the first is 5"),
+        (lambda lines: ["1\t0", *lines[1:]], "1 records differ from train.idx's images (1..30), the first is 1 "),
+        (lambda lines: ["records"], "is not lines of 'key<TAB>offset' from line 1 on"),
+        (lambda lines: lines[::-1], None),
+    ],
+)
+def test_check_of_the_images_index(folder, change, message):
+    path = folder / "images.idx"
+    path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
+    found = faults(folder)
+    assert len(found) == (message is not None)
+    assert all(line.startswith(f"{path}: {message}") for line in found)
 
 
 def test_check_of_property(folder):
@@ -420,6 +440,13 @@ def test_info(photos, folder, tmp_path, capsys):
         assert ("no index" in out) != with_index
         if with_index:
             (tmp_path / "out" / "train.idx").unlink()
+
+
+def test_info_counts_by_labels_where_identity_records_overlap(folder, capsys, caplog):
+    overwrite(folder, offsets(folder)[31], part_bytes(pack((1, 17), record=31)))
+    assert rec("info", folder) == 0
+    assert "images 30   identities 6" in capsys.readouterr().out
+    assert "identity records overlap or leave out images, which are counted by their labels" in caplog.text
 
 
 def test_shuffled_images_are_read_by_all(folder, tmp_path, capsys):

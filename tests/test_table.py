@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from vargface.eval.flops import LayerCost, NetworkCost
 from vargface.eval.table import Result, format_table, layer_table, results_table
@@ -19,6 +20,7 @@ LFW = replace(
     tar=0.5,
     far_target=1e-3,
     name="lfw",
+    tars={"1e-3": 0.5},
 )
 CFP = replace(LFW, accuracy=1.0, accuracy_std=0.0, tar=math.nan, name="cfp_fp")
 
@@ -46,6 +48,25 @@ def test_markdown():
     assert re.fullmatch(r":-+", rule.strip("| ").split(" | ")[0])
     assert row.startswith("| a\\|b  | 98.77 ± 0.40 |")
     assert len(header) == len(rule) == len(row)
+
+
+def test_a_tar_that_the_pack_cannot_tell_is_marked():
+    few = replace(LFW, tars={"1e-1": 0.9, "1e-2": 0.7})
+    for markdown, mark in ((False, "*"), (True, r"\*")):
+        text = results_table([Result("a", {"lfw": LFW, "few": few, "cfp_fp": CFP})], markdown=markdown)
+        *_, row, empty, note = text.splitlines()
+        assert [word for word in row.split() if word.startswith("50.00")] == ["50.00", f"50.00{mark}"]
+        assert (empty, note[: len(mark) + 23]) == ("", f"{mark} fewer than 1 / FAR pairs"[: len(mark) + 23])
+    assert "fewer" not in results_table([Result("a", {"lfw": LFW, "cfp_fp": replace(CFP, tars={})})])
+
+
+@pytest.mark.parametrize("different, told", [(1000, False), (1112, True)])
+def test_a_pack_tells_a_tar_by_the_pairs_that_choose_its_threshold(different, told):
+    """Nine of ten folds choose: 1,000 pairs are 900 there."""
+    embeddings = np.random.default_rng(0).normal(size=(4 * different, 8))
+    found = verify(embeddings, np.arange(2 * different) % 2 == 0)
+    assert found.tells_tar is told
+    assert not math.isnan(found.tar)
 
 
 def test_columns_of_packs_at_another_far_are_apart():

@@ -5,6 +5,7 @@ Layout, little-endian: four int32 (rows, columns, bytes a row, 5 for float32), t
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import hashlib
@@ -87,7 +88,9 @@ def _text_labels(path: Path) -> np.ndarray:
     parts, count = [np.empty(0, np.int64)], 0
     with open(path, "rb") as file:
         for lines in iter(lambda: file.readlines(1 << 20), []):
-            words = b"".join(lines).split()
+            text = b"".join(lines)
+            # as filelist.txt, it may begin with a mark of its encoding
+            words = (text if count else text.removeprefix(codecs.BOM_UTF8)).split()
             try:
                 parts.append(np.array(words or np.empty(0)).astype(np.int64))
             except (ValueError, OverflowError):

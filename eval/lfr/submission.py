@@ -26,7 +26,7 @@ from vargface.errors import InputError
 from vargface.eval.lfr.features import HEADER, header, normalised
 from vargface.files import locked_folder, whole_file
 
-__all__ = ["ROWS", "Submission", "read_filelist", "submit"]
+__all__ = ["ROWS", "Submission", "picture_of", "read_filelist", "submit"]
 
 FILELIST = "filelist.txt"
 # rows of the challenge's own test sets: images, videos
@@ -70,10 +70,23 @@ def read_filelist(folder: str | Path, video: bool = False) -> list[str]:
     return [name.split()[0] for name in names] if video else names
 
 
+def picture_of(folder: Path, line: str) -> Path:
+    """Return the image that `line` of filelist.txt is shown by: itself or, of a video, the first of its frames."""
+    path = folder / line
+    if not path.is_file() and (folder / line.split()[0]).is_dir():
+        frames = _frames(folder / line.split()[0])
+        return frames[0] if frames else folder / line.split()[0]
+    return path
+
+
+def _frames(video: Path) -> list[Path]:
+    return sorted(video.glob("*.jpg"))
+
+
 def _paths(job: Submission, name: str) -> list[Path]:
     if not job.video:
         return [job.folder / name]
-    frames = sorted((job.folder / name).glob("*.jpg"))
+    frames = _frames(job.folder / name)
     if not frames and job.on_error == "stop":
         raise InputError(f"{job.folder / name}: no frames (*.jpg) - get the video's folder, or give --on-error zero")
     return frames

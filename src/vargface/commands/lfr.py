@@ -26,6 +26,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     check = add_command(steps, "check", _check, "operations, bytes, dtype and embedding size against the four tracks")
     check.add_argument("--model", required=True, metavar="PREFIX,EPOCH")
     check.add_argument("--layers", action="store_true", help="the table by layer, too")
+    check.description = (
+        "Operations, bytes, dtype and embedding size against the four tracks; exit status 1 where none is passed."
+    )
     check.epilog = "example: vargface lfr check --model runs/lfr-student/gen-2/student,120"
 
     submit = add_command(steps, "submit", _submit, "the feature file of a test set, a row a line of its filelist.txt")
@@ -42,7 +45,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     lfr_score.add_to(steps)
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace) -> int:
     from vargface.checkpoint import load_checkpoint, load_params, matching, parse_model, value_bytes
     from vargface.eval.flops import network_cost
     from vargface.eval.lfr.tracks import Network, compliance
@@ -68,10 +71,11 @@ def _check(arguments: argparse.Namespace) -> None:
     print(f"dtype     {', '.join(dtypes)}   embedding {checkpoint.embedding_size}-d\n")
     header = ["track", "reading", "FLOPs", "size", "float32", "<= 512-d", "verdict"]
     words = {True: "ok", False: "no"}
+    found = compliance(network)
     rows = [
         [c.track, c.reading, words[c.flops], words[c.size], words[c.float32], words[c.dimensions]]
         + ["PASS" if c.passed else "FAIL"]
-        for c in compliance(network)
+        for c in found
     ]
     print(format_table(header, rows, left=tuple(range(len(header)))))
     print(
@@ -79,6 +83,7 @@ def _check(arguments: argparse.Namespace) -> None:
         "\nas the winner's (1022.9 M, 21.0 MB, stood): 1 G = 1024 M, 20 MB = 20 MiB of values (the payload)"
         "\nlarge tracks: 30 G, no limit of size"
     )
+    return 0 if any(c.passed for c in found) else 1
 
 
 def _unused(saved: dict, used: list) -> str:

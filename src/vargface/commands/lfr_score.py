@@ -226,7 +226,6 @@ def _range(low: float, high: float, form: str) -> str:
 
 
 def _draw(score: Any, arguments: argparse.Namespace) -> None:
-    from vargface.data.faces import read_face
     from vargface.eval.lfr.plan import HISTOGRAM
     from vargface.eval.pictures import draw_pairs, draw_roc, draw_scores
 
@@ -234,18 +233,33 @@ def _draw(score: Any, arguments: argparse.Namespace) -> None:
     tars = np.array([point.tpr for point in score.curve])
     name = Path(arguments.features).name
     thresholds = {f"FPR {arguments.fpr}": score.at(arguments.fpr).threshold}
+    folder = Path(arguments.pictures)
     pictures = {
         "roc.png": draw_roc({name: (fars, tars)}),
         "scores.png": draw_scores(HISTOGRAM, *score.histograms, thresholds),
     }
-    if arguments.images:
-        names, folder = _names(arguments), Path(arguments.images)
-        for title, pairs in (("false-accepts.png", score.false_accepts), ("false-rejects.png", score.false_rejects)):
-            images = [[read_face(folder / names[row]).transpose(1, 2, 0) for row in rows] for rows in zip(*pairs[:2])]
-            pictures[title] = draw_pairs(images, [f"{i}, {j}: {cosine:.3f}" for i, j, cosine in zip(*pairs)])
     for title, picture in pictures.items():
-        with whole_file(Path(arguments.pictures) / title) as file:
+        with whole_file(folder / title) as file:
             file.write(picture)
+    if not arguments.images:
+        return
+    names = _names(arguments)
+    for title, pairs in (("false-accepts.png", score.false_accepts), ("false-rejects.png", score.false_rejects)):
+        images = [[_shown(Path(arguments.images), names[row]) for row in rows] for rows in zip(*pairs[:2])]
+        with whole_file(folder / title) as file:
+            file.write(draw_pairs(images, [f"{i}, {j}: {cosine:.3f}" for i, j, cosine in zip(*pairs)]))
+
+
+def _shown(folder: Path, line: str) -> np.ndarray | str:
+    """Return the image (H, W, 3) uint8, RGB, of a line of filelist.txt, or the line where it cannot be read."""
+    from vargface.data.faces import read_face
+    from vargface.eval.lfr.submission import picture_of
+
+    try:
+        return read_face(picture_of(folder, line)).transpose(1, 2, 0)
+    except InputError as error:
+        logger.warning("%s; drawn as a grey tile", error)
+        return line
 
 
 def _identify(arguments: argparse.Namespace) -> None:

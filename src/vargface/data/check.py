@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from vargface.data.decoding import cut_short, decode
-from vargface.data.index import index_blocks
+from vargface.data.index import ROW, index_blocks
 from vargface.data.recordio import LEAVE_OUT, RecordFile, Scanned, unpack
 from vargface.data.records import EXACT, check_folder, first_without_image, read_property
 from vargface.data.sorting import blocks_of, sorted_rows
+from vargface.data.writer import IMAGES_INDEX
 from vargface.errors import InputError
 
 __all__ = ["Checked", "Finding", "check"]
@@ -27,6 +28,7 @@ __all__ = ["Checked", "Finding", "check"]
 _COPY = "copy the data set anew"
 _REINDEX = "copy it anew, or index the images anew: vargface rec shuffle DIR OUT --skip-bad"
 _AT_SOURCE = "correct it where the data set was made, and build it anew"
+_MARKED = np.dtype([*ROW.descr, ("of_images", "?")])
 _CONTENT = np.dtype([("digest", "u8"), ("key", "i8"), ("offset", "i8"), ("label", "f4")])
 
 
@@ -88,6 +90,7 @@ class _Check:
         on_bytes: Callable[[int], object],
     ) -> None:
         self._property, self._index, self._file = folder / "property", folder / "train.idx", file
+        self._images_index = folder / IMAGES_INDEX
         self._report, self._decode, self._on_bytes = report, decode_images, on_bytes
         self._num_identities, self._image_size = 0, None
         self._layout: _Layout | None = None
@@ -104,8 +107,11 @@ class _Check:
         rows: Iterator[np.ndarray] | None = None
         if self._index.exists():
             try:
+                before = self._findings
                 self._check_keys()
                 rows = sorted_rows(self._rows_within(), "offset", self._file.size)
+                if self._layout is not None and self._findings == before and self._images_index.exists():
+                    self._check_images_index()
             except InputError as error:
                 self._say_error(error)
         contents = blocks_of(self._scan(rows), _CONTENT)
@@ -138,9 +144,6 @@ class _Check:
             zero = np.flatnonzero(rows["key"] == 0)
             if zero.size:
                 at_zero = int(rows["offset"][zero[0]])
-            negative = np.flatnonzero(rows["key"] < 0)
-            if negative.size:
-                raise InputError(f"{self._index}: record number {rows['key'][negative[0]]} is negative - {_REINDEX}")
         last = self._read_record_0(at_zero) if at_zero is not None else 0
         expected = 0
         for rows in sorted_rows(index_blocks(self._index), "key", highest):
@@ -158,6 +161,34 @@ class _Check:
         if start < stop:
             which = f"record {start} is" if stop == start + 1 else f"records {start}..{stop - 1} are"
             self._say(str(self._index), f"{which} missing", _REINDEX)
+
+    def _check_images_index(self) -> None:
+        """Hold images.idx against train.idx's images, record by record: `mx.io.ImageRecordIter` trusts it."""
+        first = self._layout.first
+        differ, example = 0, None
+        highest = max(int(rows["key"].max()) for rows in index_blocks(self._images_index))
+        for rows in sorted_rows(self._image_rows(), "key", max(first, highest)):
+            edges = np.flatnonzero(np.diff(rows["key"], prepend=-1))
+            sizes = np.diff(edges, append=len(rows))
+            # a record is right with two rows, one of each file, and one place
+            second = np.minimum(edges + 1, len(rows) - 1)
+            right = (sizes == 2) & (rows["of_images"][edges] != rows["of_images"][second])
+            right &= rows["offset"][edges] == rows["offset"][second]
+            differ += int((~right).sum())
+            if example is None and not right.all():
+                example = int(rows["key"][edges[~right][0]])
+        if differ:
+            what = f"{differ} records differ from train.idx's images (1..{first - 1}), the first is {example}"
+            self._say(str(self._images_index), what, "write train.idx's lines of these images to it, or remove it")
+
+    def _image_rows(self) -> Iterator[np.ndarray]:
+        for of_images, path in enumerate((self._index, self._images_index)):
+            for rows in index_blocks(path):
+                if not of_images:
+                    rows = rows[(rows["key"] > 0) & (rows["key"] < self._layout.first)]
+                marked = np.empty(len(rows), dtype=_MARKED)
+                marked["key"], marked["offset"], marked["of_images"] = rows["key"], rows["offset"], of_images
+                yield marked
 
     def _read_record_0(self, offset: int) -> int:
         """Set the layout that record 0 gives, if it does, and return the number of records."""

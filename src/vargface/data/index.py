@@ -12,6 +12,8 @@ from vargface.errors import InputError
 
 __all__ = ["ROW", "index_blocks", "read_index"]
 
+# what numpy makes of every number past int64, whatever its sign
+_PAST = np.iinfo(np.int64).max
 # a line of the index
 ROW = np.dtype([("key", "i8"), ("offset", "i8")])
 _BLOCK = 1 << 20
@@ -20,7 +22,8 @@ _BLOCK = 1 << 20
 def index_blocks(path: Path) -> Iterator[np.ndarray]:
     """Yield the lines of `path`, in order, as arrays of `ROW`, some 100,000 at a time.
 
-    Raises InputError where the file cannot be read, has no line, or one that is not 'key<TAB>offset'.
+    Raises InputError where the file cannot be read, has no line, one that is not 'key<TAB>offset', or a key that is
+    negative or past int64.
     """
     found = 0
     try:
@@ -72,7 +75,15 @@ def _rows(path: Path, text: bytes, before: int) -> np.ndarray:
     # a line may lack its second number and the next one have three
     if not numbers.size or numbers.size % 2 or numbers.size // 2 != text.count(b"\t"):
         raise _foreign(path, before + 1)
-    return numbers.view(ROW)
+    rows = numbers.view(ROW)
+    wrong = (rows["key"] < 0) | (rows["key"] == _PAST)
+    if wrong.any():
+        line = int(wrong.argmax())
+        key = text.split(maxsplit=2 * line + 1)[2 * line].decode("ascii")[:40]
+        raise InputError(
+            f"{path}: record number {key} in line {before + line + 1} is not in 0..{_PAST - 1} - copy the data set anew"
+        )
+    return rows
 
 
 def _foreign(path: Path, line: int) -> InputError:

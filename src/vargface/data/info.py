@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from array import array
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +12,12 @@ import numpy as np
 
 from vargface.data.index import index_blocks
 from vargface.data.recordio import RecordFile
-from vargface.data.records import EXACT, check_folder, read_property
+from vargface.data.records import EXACT, check_folder, join, read_property
 from vargface.errors import InputError
 
 __all__ = ["Info", "info"]
+
+logger = logging.getLogger(__name__)
 
 
 class Info(NamedTuple):
@@ -91,15 +94,23 @@ def _identity_records(file: RecordFile, index: Path) -> tuple[int, int] | None:
 
 
 def _of_identity_records(file: RecordFile, index: Path, first: int, last: int) -> np.ndarray:
-    """Return the images of each identity record, (n,) int64."""
-    counts = array("q")
+    """Return the images of each identity record, (n,) int64; by their labels where these records do not join."""
+    starts, ends = array("q"), array("q")
     for rows in index_blocks(index):
         for key, offset in rows[(rows["key"] >= first) & (rows["key"] < last)].tolist():
             labels, _ = file.read(key, offset)
             if labels.size < 2 or not np.all(np.isfinite(labels[:2])):
                 raise InputError(f"{file.path}: record {key} gives no range of images - run 'vargface rec check'")
-            counts.append(int(labels[1]) - int(labels[0]))
-    return np.array(counts, dtype=np.int64)
+            starts.append(int(labels[0]))
+            ends.append(int(labels[1]))
+    if not join(np.array(starts), np.array(ends), first - 1):
+        logger.warning(
+            "%s: its identity records overlap or leave out images, which are counted by their labels - 'vargface rec "
+            "check' names them",
+            file.path,
+        )
+        return _of_labels(file)
+    return np.array(ends) - np.array(starts)
 
 
 def _of_labels(file: RecordFile) -> np.ndarray:

@@ -176,5 +176,9 @@ def _flags(path: Path, issame: Any, strings: StringsInFile) -> np.ndarray:
 def _items(array: Array, strings: StringsInFile) -> Items | list:
     """Return the items of an array of one dimension."""
     if isinstance(array.content, Items):
-        return array.content
-    return np.frombuffer(strings.read(array.content), dtype=array.dtype).tolist()
+        items = array.content
+    else:
+        items = np.frombuffer(strings.read(array.content), dtype=array.dtype).tolist()
+    if len(items) != array.length:
+        raise ValueError(f"an array of {array.length} holds {len(items)}")
+    return items

@@ -34,6 +34,8 @@ _BYTES_LINE, _TEXT_LINE = b"S", b"V"
 _NUMBERS = (b"I", b"J", b"K", b"M", b"L", b"\x8a", b"\x8b", b"F", b"G")
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
 _NOTHING = (b"\x80", b"\x95")  # the protocol's number, the length of a frame
+# instructions that make nothing: a string, a constant (one bit of a flag), what takes from the stack
+_SINGLE = (*_CONSTANTS, *_NOTHING, _BYTES_LINE, _TEXT_LINE, b"a", b"e", b"0", b"1", b".")
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 # names that a pickle of plain data may speak of -> what stands for them
 _NAMES = {("_codecs", "encode"): "encode", ("numpy", "dtype"): "dtype", ("numpy", "ndarray"): "ndarray"}
@@ -48,6 +50,9 @@ _DTYPES = re.compile(rb"[<>|=]?(\?|b1|[iu][1248]|f[248]|[Sa]\d{0,9}|O8?)")
 _LONGEST_LINE, _LONGEST_NAME = 1 << 26, 1 << 16
 _READ = 1 << 14
 _UNSET = -(1 << 63)
+# what a pickle may make beside byte strings: some by itself, and one in so many bytes of it. An image of a pack takes
+# up to 20 (as an array of its own, each of these in the memo), and has a thousand bytes.
+_MADE, _BYTES_A_MADE = 100_000, 32
 
 
 class Refused(Exception):
@@ -79,10 +84,17 @@ class _Dtype:
 
 
 class Array:
-    """A numpy array: its type, and its content as a byte string, or as a list where the type is object."""
+    """A numpy array (n,): type, length, and its content as a byte string, or as a list where the type is object."""
 
     dtype = np.dtype(np.uint8)
     content: Any = _EMPTY
+    length = 0
+
+    def set_shape(self, shape: Any) -> None:
+        """Take `shape` (n,); raises ValueError for another: what order its items are in would be a guess."""
+        if not (isinstance(shape, tuple) and len(shape) == 1 and type(shape[0]) is int and shape[0] >= 0):
+            raise ValueError(f"it holds an array of shape {shape}, not of one dimension"[:100])
+        (self.length,) = shape
 
 
 class Items:
@@ -184,6 +196,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
         self._memo_strings = array("q")
         self._memo_size = 0
+        self._left = _MADE + strings.size // _BYTES_A_MADE
         self._instructions = self._what_they_do()
 
     def run(self) -> Any:
@@ -194,7 +207,12 @@ class _Machine:
             code = self._file.read(1)
             if code in _BYTES or code in _TEXT:
                 self._string(place, code)
-            elif code in (_BYTES_LINE, _TEXT_LINE):
+                continue
+            if code not in _SINGLE:
+                self._left -= 1
+                if not self._left:
+                    raise Refused("makes more objects than its images account for")
+            if code in (_BYTES_LINE, _TEXT_LINE):
                 self._line()
                 self._push((ByteString if code == _BYTES_LINE else _Text)(place))
             elif code == b".":
@@ -328,7 +346,8 @@ class _Machine:
     def _build(self) -> None:
         state, value = self._stack.pop(), self._stack[-1]
         if isinstance(value, Array):
-            _, _, of_type, _, content = state
+            _, shape, of_type, _, content = state
+            value.set_shape(shape)
             value.dtype, value.content = of_type.dtype, content
             if not (value.dtype.hasobject and isinstance(content, Items)):
                 value.content = self._as_bytes(content)
@@ -356,8 +375,9 @@ class _Machine:
             return content
         return np.frombuffer(self._strings.read(content), dtype=of_type.dtype, count=1)[0].item()
 
-    def _from_buffer(self, content: Any, of_type: _Dtype, *_: Any) -> Array:
+    def _from_buffer(self, content: Any, of_type: _Dtype, shape: Any, *_: Any) -> Array:
         made = Array()
+        made.set_shape(shape)
         made.dtype, made.content = of_type.dtype, self._as_bytes(content)
         return made
 

@@ -8,6 +8,7 @@ face2rec2.py. Read too: a 'shuffled' file of images only, with or without an ind
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from vargface.data.index import read_index
 from vargface.data.recordio import LEAVE_OUT, RecordFile
 from vargface.errors import InputError
 
-__all__ = ["EXACT", "FaceRecords", "Records", "check_folder", "first_without_image", "read_property"]
+__all__ = ["EXACT", "FaceRecords", "Records", "check_folder", "first_without_image", "join", "read_property"]
+
+logger = logging.getLogger(__name__)
 
 # header labels are float32: every whole number up to here is exact
 EXACT = 1 << 24
@@ -126,28 +129,43 @@ class FaceRecords(Records):
     def of_identities_with(self, min_images: int) -> np.ndarray:
         """Return the positions (n,) int64, ascending, of the images whose identity has at least `min_images`.
 
-        Reads the identity records or, where there are none, every image's label (on 2 cores some 10 s a million).
+        Reads the identity records or, where there are none, or these do not give every image to one identity, all
+        images' labels (on 2 cores some 10 s a million). An image without a readable label counts for nobody and is
+        among them: whoever reads it is told.
         """
         last = len(self) + 1 + len(self._identity_offsets) if self._identity_offsets is not None else EXACT
         if last < EXACT:
-            ranges = [self._range(number, offset) for number, offset in enumerate(self._identity_offsets)]
-            kept = [np.arange(start - 1, end - 1) for start, end in ranges if end - start >= min_images]
-            return np.concatenate([np.empty(0, np.int64), *kept])
+            try:
+                starts, ends = self._ranges()
+                kept = [np.arange(start - 1, end - 1) for start, end in zip(starts, ends) if end - start >= min_images]
+                return np.sort(np.concatenate([np.empty(0, np.int64), *kept]))
+            except InputError as error:
+                logger.warning("%s; until then the images' own labels count", error)
         # headers are float32: past 2^24 ranges are near only, labels are not
-        labels = np.array([self.file.label(key, offset) for key, offset in zip(self.image_keys, self.offsets)])
+        labels = np.array([self._label_if_any(position) for position in range(len(self))])
+        unknown = np.isnan(labels)
         _, of_image, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        return np.flatnonzero(counts[of_image] >= min_images)
+        return np.flatnonzero(unknown | (counts[of_image] >= min_images))
 
-    def _range(self, number: int, offset: int) -> tuple[int, int]:
-        """Return [start, end) of the image records of identity record `number`, which starts at `offset`."""
-        record = len(self) + 1 + number
-        labels, _ = self.file.read(record, offset)
-        if labels.size < 2 or not (1 <= labels[0] <= labels[1] <= len(self) + 1):
+    def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return starts and ends (identities,) int64 of the image records by the identity records."""
+        ranges = np.empty((len(self._identity_offsets), 2), dtype=np.int64)
+        for number, offset in enumerate(self._identity_offsets):
+            record = len(self) + 1 + number
+            labels, _ = self.file.read(record, offset)
+            if labels.size < 2 or not (1 <= labels[0] <= labels[1] <= len(self) + 1):
+                raise InputError(
+                    f"{self.file.path}: record {record} gives {labels[:2].tolist()} as an identity's images, of "
+                    f"{len(self)} - copy the data set anew"
+                )
+            ranges[number] = labels[:2]
+        starts, ends = ranges.T
+        if not join(starts, ends, len(self)):
             raise InputError(
-                f"{self.file.path}: record {record} gives {labels[:2].tolist()} as an identity's images, of "
-                f"{len(self)} - copy the data set anew"
+                f"{self.file.path}: its identity records overlap or leave out some of {len(self)} images - 'vargface "
+                "rec check' names them: copy the data set anew"
             )
-        return int(labels[0]), int(labels[1])
+        return starts, ends
 
     def _check_identities(self, labels: np.ndarray | None, identity_offsets: np.ndarray | None) -> None:
         """Hold `property` against the labels of all images or, where these are None, of some, and their number.
@@ -198,6 +216,13 @@ class FaceRecords(Records):
                 f"of {len(self)} - copy the data set anew"
             )
         return self.read(int(start) - 1)[0]
+
+
+def join(starts: np.ndarray, ends: np.ndarray, images: int) -> bool:
+    """Return whether ranges [start, end), each (n,) int64 and in any order, hold each of 1..`images` once."""
+    order = np.lexsort((ends, starts))
+    edges = np.concatenate([[1], ends[order]])
+    return np.array_equal(edges[:-1], starts[order]) and edges[-1] == images + 1
 
 
 def check_folder(folder: Path, names: tuple[str, ...] = ("train.rec", "property")) -> None:
