@@ -199,8 +199,8 @@ def test_what_a_generation_starts_from_is_the_first_of_the_rules_that_holds(
     starts = []
     whole = Generation._start
 
-    def look(self, weights):
-        whole(self, weights)
+    def look(self, weights, *more):
+        whole(self, weights, *more)
         starts.append((self._step, {name: value.asnumpy() for name, value in self.module.get_params()[0].items()}))
         raise KeyboardInterrupt
 

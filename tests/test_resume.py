@@ -193,7 +193,9 @@ def test_a_generation_after_a_damaged_state_starts_from_the_last_checkpoint(make
         file.unlink()
     starts = []
     whole = Generation._start
-    monkeypatch.setattr(Generation, "_start", lambda self, weights: starts.append(weights) or whole(self, weights))
+    monkeypatch.setattr(
+        Generation, "_start", lambda self, weights, *more: starts.append(weights) or whole(self, weights, *more)
+    )
     first, _ = train(recipe)
     (start,) = starts
     last = load_checkpoint(first.model(first.result["last"]))

@@ -343,7 +343,9 @@ def test_a_generation_whose_forerunner_has_lost_its_state_starts_from_the_checkp
     with pytest.MonkeyPatch.context() as patch:
         starts = []
         whole = Generation._start
-        patch.setattr(Generation, "_start", lambda self, weights: starts.append(weights) or whole(self, weights))
+        patch.setattr(
+            Generation, "_start", lambda self, weights, *more: starts.append(weights) or whole(self, weights, *more)
+        )
         train(recipe)
     (start,) = starts
     found = tiny.numpy_of(start)
