@@ -306,7 +306,7 @@ def test_a_generation_goes_over_the_data_in_another_order(make, teacher, monkeyp
     seeds = []
     whole = FaceIterator
     monkeypatch.setattr(
-        "vargface.training.generation.FaceIterator",
+        "vargface.training.faces.FaceIterator",
         lambda records, size, **keys: seeds.append(keys.get("seed")) or whole(records, size, **keys),
     )
     train(make(teacher=teacher, generations=2, seed=5, steps=1))
