@@ -218,7 +218,11 @@ DAMAGES = {
     "a json with another digit": (".json", lambda file: rewrite(file, lambda said: said.update(number=2))),
     "a json that says less": (".json", lambda file: rewrite(file, lambda said: said.pop("number"))),
     "no number and no sum": (".json", lambda file: rewrite(file, lambda said: drop(said, "number", OWN_SUM))),
-    "no best and no sum": (".json", lambda file: rewrite(file, lambda said: (drop(said, OWN_SUM), said.update(best={})))),
+    "no best and no sum": (".json", lambda file: rewrite(file, lambda said: drop(said, "best", OWN_SUM))),
+    "nothing of the best and no sum": (
+        ".json",
+        lambda file: rewrite(file, lambda said: drop(said, OWN_SUM) or said.update(best={})),
+    ),
 }
 
 

@@ -103,8 +103,8 @@ class RunFolder:
         left = [*self.path.glob("state/*.json"), *self.path.glob("result.json")]
         if left:
             raise InputError(
-                f"{self.path}: holds {left[0].relative_to(self.path)} and no recipe.json - put that back, choose another "
-                "out, or remove the folder to start anew"
+                f"{self.path}: holds {left[0].relative_to(self.path)} and no recipe.json - put that back, choose "
+                "another out, or remove the folder to start anew"
             )
 
     def _go_on_from(self, known: dict[str, Any], trained_on: Mapping[str, str]) -> None:
