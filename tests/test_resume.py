@@ -9,6 +9,9 @@ import pickle
 import re
 import signal
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +147,48 @@ def test_a_run_killed_in_a_verification_logs_it_once(make, tmp_path, method):
     assert logged(resumed) == logged(straight)
 
 
+PROGRAM = """
+import os, signal, sys
+import tiny
+from vargface import files
+from vargface.training import plan
+from vargface.training.fit import train
+plan.network_symbol = lambda recipe: tiny.network()
+replace = os.replace
+def kill(source, target):
+    if str(target).endswith(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+if sys.argv[2]:
+    os.replace = kill
+train(tiny.make_recipe(**eval(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_what_ends_in_the_same_bits(make, data, tmp_path):
+    """SIGKILL twice: from outside at whatever moment, and with a state half written."""
+    keys = {"data": str(data), "steps": 60, "save_every": 2, "verify_every": 20, "log_every": 1}
+    (straight,) = train(make(**keys, out=tmp_path / "straight"))
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", PROGRAM, repr({**keys, "out": str(run)})]
+    environment = {**os.environ, "PYTHONPATH": str(Path(tiny.__file__).parent)}
+    process = subprocess.Popen([*command, ""], env=environment)
+    while process.poll() is None and not (run / "state" / "00000006.json").exists():
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert subprocess.run([*command, "00000040.optimizer"], env=environment).returncode == -signal.SIGKILL
+    assert not (run / "state" / "00000040.json").exists() and (run / "state" / "00000040.params").exists()
+    (resumed,) = train(make(**keys))
+    tiny.equal(tiny.state(resumed), tiny.state(straight))
+    for one, other in zip(optimizer_state(resumed), optimizer_state(straight)):
+        np.testing.assert_array_equal(one, other)
+    assert logged(resumed) == logged(straight) and resumed.result == straight.result
+    for file in straight.path.glob("*-0*.params"):
+        assert (run / file.name).read_bytes() == file.read_bytes()
+
+
 def test_a_resumed_run_goes_on_counting_unusable_images(make, tmp_path, monkeypatch):
     order = epoch_order(24, make().seed, 0)
     with RecordWriter(tmp_path / "data", tiny.IDENTITIES) as writer:
@@ -196,7 +241,7 @@ def test_a_generation_after_a_damaged_state_starts_from_the_last_checkpoint(make
         file.unlink()
     starts = []
     whole = Generation._start
-    monkeypatch.setattr(Generation, "_start", lambda self, weights: starts.append(weights) or whole(self, weights))
+    monkeypatch.setattr(Generation, "_start", lambda self, *rest: starts.append(rest[0]) or whole(self, *rest))
     first, _ = train(recipe)
     (start,) = starts
     last = load_checkpoint(first.model(first.result["last"]))

@@ -190,7 +190,7 @@ class TeacherStore:
         if not known.all():
             position = int(batch.index[int(np.argmin(known))])
             raise InputError(
-                f"{self.folder}: has no embedding of image {position} (from 0), which could not be used when it was made "
-                "- make the store anew"
+                f"{self.folder}: has no embedding of image {position} (from 0), which could not be used when the store "
+                "was made - make it anew"
             )
         return found
