@@ -31,7 +31,7 @@ from vargface.training import fit, plan
 from vargface.training.generation import Generation
 from vargface.training.interrupt import Terminated
 
-COMMANDS = ["demo", "train", "verify", "curves", "report", "study", "synth", "flops"]
+COMMANDS = ["demo", "train", "launch", "verify", "curves", "report", "study", "synth", "flops"]
 COMMANDS += ["lfr", "teacher-store", "embed", "export", "rec", "doctor"]
 LFR_STEPS = ["check", "submit", "score", "merge", "identify"]
 

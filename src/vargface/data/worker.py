@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import pickle
-import signal
 import socket
 import struct
 import sys
@@ -67,8 +66,6 @@ def _tasks(channel: socket.socket, trainer: int) -> Iterator[bytes]:
 
 def main() -> None:
     """Do tasks until there are none any more."""
-    # which has a training save, and which a batch system sends to all its processes
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     setting = json.loads(sys.argv[1])
     cv2.setNumThreads(1)
     channel = socket.socket(fileno=setting["channel"])

@@ -23,7 +23,6 @@ from vargface.errors import InputError
 from vargface.files import locked_folder, whole_file
 from vargface.inference import unit
 from vargface.progress import LoggedProgress
-from vargface.recipes import base
 from vargface.runtime import THREADS, contexts, cores
 from vargface.teachers import store
 from vargface.teachers.models import Network, TeacherModels, teacher_digest
@@ -48,7 +47,7 @@ def make_store(
     *,
     context: str = "auto",
     workers: int | None = None,
-    max_bad: float = base.recipe.max_bad,
+    max_bad: float = 0.001,
 ) -> Path:
     """Embed both views of every image of `data` by `teacher`, into the store `out`, and return that folder.
 
