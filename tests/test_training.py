@@ -162,10 +162,10 @@ def test_two_contexts_hold_the_same_weights(make, monkeypatch):
     kept = []
     whole = Generation._verify_and_save
 
-    def look(self):
+    def look(self, stop):
         mx.nd.waitall()
         kept.extend(executor_arrays(self.module))
-        whole(self)
+        whole(self, stop)
 
     monkeypatch.setattr(Generation, "_verify_and_save", look)
     train(make(context="cpu(0),cpu(1)", steps=3))
@@ -306,7 +306,7 @@ def test_a_generation_goes_over_the_data_in_another_order(make, teacher, monkeyp
     seeds = []
     whole = FaceIterator
     monkeypatch.setattr(
-        "vargface.training.generation.FaceIterator",
+        "vargface.training.faces.FaceIterator",
         lambda records, size, **keys: seeds.append(keys.get("seed")) or whole(records, size, **keys),
     )
     train(make(teacher=teacher, generations=2, seed=5, steps=1))
@@ -343,7 +343,7 @@ def test_a_generation_whose_forerunner_has_lost_its_state_starts_from_the_checkp
     with pytest.MonkeyPatch.context() as patch:
         starts = []
         whole = Generation._start
-        patch.setattr(Generation, "_start", lambda self, weights: starts.append(weights) or whole(self, weights))
+        patch.setattr(Generation, "_start", lambda self, *rest: starts.append(rest[0]) or whole(self, *rest))
         train(recipe)
     (start,) = starts
     found = tiny.numpy_of(start)
