@@ -5,8 +5,8 @@
 DATA is an InsightFace folder with packs (`vargface synth DATA --identities 40 --images 10 --pairs 30`). Trains a narrow
 VarGFaceNet straight through; then the same again in a process that is killed (SIGKILL) at random moments, every other
 one while a state is being written, and started anew, until it has been killed often enough. Prints where each kill
-fell; exit code 1 if a weight, a moving statistic or the optimiser's state differs in one bit, or a line of a log is
-missing, twice there or another.
+fell; exit code 1 if a weight, a moving statistic, the optimiser's state or a checkpoint differs in one bit, or
+result.json or a line of a log is missing, twice there or another.
 """
 
 from __future__ import annotations
@@ -78,6 +78,12 @@ def differences(one: Path, other: Path) -> list[str]:
         first, second = ((run / "state" / f"{last.stem}{suffix}").read_bytes() for run in (one, other))
         if first != second:
             found.append(f"state/{last.stem}{suffix}")
+    saved = [sorted(file.name for file in run.glob("*-[0-9]*.params")) for run in (one, other)]
+    if saved[0] != saved[1]:
+        return [*found, f"checkpoints ({saved[0]}, {saved[1]})"]
+    for name in [*saved[0], "result.json"]:
+        if (one / name).read_bytes() != (other / name).read_bytes():
+            found.append(name)
     for name in ("log.csv", "verification.csv"):
         if rows(one / name) != rows(other / name):
             found.append(name)

@@ -73,6 +73,14 @@ def test_a_picture_that_is_grey_lacks_nothing(kind):
     assert decode(jpeg(kind, half))[-1, -1].tolist() == [128] * 3
 
 
+@pytest.mark.parametrize("kind", ["baseline", "restarts", "optimised"])
+def test_to_look_for_missing_data_is_no_complaint_of_libjpegs(kind, capfd):
+    half = pixels()
+    half[60:] = 128
+    decode(jpeg(kind, half))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("form", [".png", ".bmp", ".webp"])
 def test_other_forms_that_are_cut(form):
     whole = cv2.imencode(form, pixels())[1].tobytes()

@@ -10,8 +10,9 @@ import tiny
 
 from vargface.cli import main
 from vargface.errors import InputError
+from vargface.progress import duration
 from vargface.training import rehearsal
-from vargface.training.rehearsal import duration, rehearse, time_input
+from vargface.training.rehearsal import rehearse, time_input
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,9 @@ def test_everything_that_a_run_takes_and_nothing_stays(make, teacher, tmp_path):
     assert rate * step == pytest.approx(4, rel=0.3)  # both are rounded
     assert found["epoch"].startswith("6 steps, ")
     assert found["verification"].endswith("3 times a generation")
+    assert found["speed"].endswith("the teacher asked anew)")
     assert found["total"].startswith("2 x 600 steps (100.0 epochs): ")
+    assert found["total"].endswith(", less than that from the second epoch on: the teacher's answers are remembered")
     assert os.listdir(tmp_path) == []
 
 
@@ -52,6 +55,7 @@ def test_the_total_is_steps_and_verifications(make, monkeypatch):
     monkeypatch.setattr(rehearsal, "_verification_seconds", lambda plan, params: 100.0)
     found = lines(rehearse(make(generations=3, steps=1000, verify_every=400)))
     assert found["speed"].startswith("2.0 img/s, 2.000 s a step of 4")
+    assert found["speed"].endswith("(median of 3)")
     assert found["total"].endswith(": 1 h 55 min")  # 3 x (2000 + 3 x 100) seconds
 
 

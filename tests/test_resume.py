@@ -6,8 +6,12 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import signal
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +20,12 @@ import tiny
 from tensorboardX.proto.event_pb2 import Event
 
 from vargface.checkpoint import load_checkpoint
+from vargface.cli import main
+from vargface.data.packs import Pack
 from vargface.data.sampling import epoch_order
 from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
-from vargface.training import plan
+from vargface.training import fit, plan
 from vargface.training.fit import train
 from vargface.training.generation import Generation
 from vargface.training.interrupt import Terminated, interrupt_after_step
@@ -139,6 +145,48 @@ def test_a_run_killed_in_a_verification_logs_it_once(make, tmp_path, method):
     (resumed,) = train(make(**keys))
     tiny.equal(tiny.state(resumed), tiny.state(straight))
     assert logged(resumed) == logged(straight)
+
+
+PROGRAM = """
+import os, signal, sys
+import tiny
+from vargface import files
+from vargface.training import plan
+from vargface.training.fit import train
+plan.network_symbol = lambda recipe: tiny.network()
+replace = os.replace
+def kill(source, target):
+    if str(target).endswith(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+if sys.argv[2]:
+    os.replace = kill
+train(tiny.make_recipe(**eval(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_what_ends_in_the_same_bits(make, data, tmp_path):
+    """SIGKILL twice: from outside at whatever moment, and with a state half written."""
+    keys = {"data": str(data), "steps": 60, "save_every": 2, "verify_every": 20, "log_every": 1}
+    (straight,) = train(make(**keys, out=tmp_path / "straight"))
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", PROGRAM, repr({**keys, "out": str(run)})]
+    environment = {**os.environ, "PYTHONPATH": str(Path(tiny.__file__).parent)}
+    process = subprocess.Popen([*command, ""], env=environment)
+    while process.poll() is None and not (run / "state" / "00000006.json").exists():
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert subprocess.run([*command, "00000040.optimizer"], env=environment).returncode == -signal.SIGKILL
+    assert not (run / "state" / "00000040.json").exists() and (run / "state" / "00000040.params").exists()
+    (resumed,) = train(make(**keys))
+    tiny.equal(tiny.state(resumed), tiny.state(straight))
+    for one, other in zip(optimizer_state(resumed), optimizer_state(straight)):
+        np.testing.assert_array_equal(one, other)
+    assert logged(resumed) == logged(straight) and resumed.result == straight.result
+    for file in straight.path.glob("*-0*.params"):
+        assert (run / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_resumed_run_goes_on_counting_unusable_images(make, tmp_path, monkeypatch):
@@ -388,15 +436,86 @@ def test_sigusr1_saves_and_training_goes_on(make, monkeypatch, tmp_path):
 def test_ctrl_c_in_the_last_step_ends_the_generation_and_begins_no_other(make, monkeypatch, tmp_path):
     original = Generation._verify_and_save
 
-    def verify_with_signal(self):
+    def verify_with_signal(self, stop):
+        original(self, stop)
         os.kill(os.getpid(), signal.SIGINT)
-        original(self)
 
     monkeypatch.setattr(Generation, "_verify_and_save", verify_with_signal)
     with pytest.raises(KeyboardInterrupt):
         train(make(generations=2))
     assert (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "gen-2").exists()
+
+
+@pytest.mark.parametrize("verified", [1, 2], ids=["in the middle", "at the end"])
+@pytest.mark.parametrize("number, raised", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_leaves_a_verification_and_the_rerun_verifies_again(
+    make, monkeypatch, tmp_path, verified, number, raised
+):
+    keys = {"steps": 4, "verify_every": 2, "log_every": 1}
+    monkeypatch.setattr("vargface.training.generation.VERIFY_BATCH", 4)
+    (straight,) = train(make(**keys, out=tmp_path / "straight"))
+    decoded, whole = [], Pack.decode
+
+    def decode(self, start, stop):
+        if stop - start == 4:
+            decoded.append(start)
+            if decoded.count(start) == verified and start == 4:
+                os.kill(os.getpid(), number)
+        return whole(self, start, stop)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stopped:
+        patch.setattr(Pack, "decode", decode)
+        train(make(**keys))
+    assert stopped.type is raised and decoded[-1] == 4  # of 20 images
+    assert not (tmp_path / "run" / "result.json").exists()
+    (resumed,) = train(make(**keys))
+    tiny.equal(tiny.state(resumed), tiny.state(straight))
+    assert logged(resumed) == logged(straight) and resumed.result == straight.result
+
+
+def test_sigusr1_ends_no_command(make, monkeypatch, data, tmp_path):
+    """At start-up, between generations and in the report there is nothing that is not saved."""
+    heard = []
+
+    def signalled(name, whole):
+        def call(*rest):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            heard.append(name)
+            return whole(*rest)
+
+        return call
+
+    for name in ("check_space", "RunFolder"):
+        monkeypatch.setattr(f"vargface.training.fit.{name}", signalled(name, getattr(fit, name)))
+    monkeypatch.setattr("vargface.training.generation.write_report", signalled("report", lambda folder: None))
+    keys = {**tiny.KEYS, "report": True, "data": data, "out": tmp_path / "run", "steps": 2, "generations": 2}
+    assert main(["train", "base", *(f"{key}={value}" for key, value in keys.items())]) == 0
+    assert heard == ["check_space", "RunFolder", "report", "RunFolder", "report"]
+
+
+def test_a_resumed_run_watches_what_was_logged_before(make, teacher, monkeypatch):
+    seen = []
+    monkeypatch.setattr("vargface.training.generation.Watch", lambda recipe: lambda row: seen.append(row) or [])
+    keys = {"teacher": teacher, "steps": 6, "log_every": 1, "save_every": 4}
+    interrupt(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(**keys))
+    before = seen[:4]
+    del seen[:]
+    train(make(**keys))
+    assert [row["step"] for row in seen] == [1, 2, 3, 4, 5, 6]
+    for row, due in zip(seen, before):
+        assert row == pytest.approx(due, rel=1e-5)
+
+
+def test_without_a_terminal_the_log_says_what_time_is_left(make, monkeypatch, caplog):
+    monkeypatch.setattr("vargface.progress.EVERY", 0.0)
+    with caplog.at_level("INFO"):
+        train(make(steps=4, log_every=2))
+    lines = [message for message in caplog.messages if " left" in message]
+    assert re.fullmatch(r".*run: step 2 of 4, loss=[\d.]+, img/s=[\de.+]+, \d+\.\d s left", lines[0])
+    assert lines[1].endswith(", 0.0 s left")
 
 
 @pytest.mark.parametrize(

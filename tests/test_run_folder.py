@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from vargface.checkpoint import load_checkpoint
 from vargface.errors import InputError
 from vargface.runtime import mx
 from vargface.training.log import CsvLog, Means
-from vargface.training.run_folder import RunFolder
+from vargface.training.run_folder import OWN_SUM, RunFolder
 
 
 @pytest.fixture
@@ -159,7 +161,7 @@ def test_a_finished_run_says_which_is_which(folder, recipe):
 
 
 def state(step: int) -> dict:
-    return {"step": step, "number": 1, "best": {"number": 1, "score": 1 / 3, "packs": {}}}
+    return {"step": step, "number": 1, "verified": 0, "best": {"number": 1, "score": 1 / 3, "packs": {}}}
 
 
 def test_a_state_comes_back_as_it_was(folder, params, recipe):
@@ -191,6 +193,17 @@ def flip(file):
     file.write_bytes(content)
 
 
+def rewrite(file, change):
+    said = json.loads(file.read_text())
+    change(said)
+    file.write_text(json.dumps(said))
+
+
+def drop(said, *keys):
+    for key in keys:
+        del said[key]
+
+
 DAMAGES = {
     "half the parameters": (".params", halve),
     "other parameters": (".params", flip),
@@ -202,6 +215,14 @@ DAMAGES = {
     "zeros": (".json", lambda file: file.write_bytes(bytes(100))),
     "another json": (".json", lambda file: file.write_text("null")),
     "of another step": (".json", lambda file: file.write_text('{"step": 19}')),
+    "a json with another digit": (".json", lambda file: rewrite(file, lambda said: said.update(number=2))),
+    "a json that says less": (".json", lambda file: rewrite(file, lambda said: said.pop("number"))),
+    "no number and no sum": (".json", lambda file: rewrite(file, lambda said: drop(said, "number", OWN_SUM))),
+    "no best and no sum": (".json", lambda file: rewrite(file, lambda said: drop(said, "best", OWN_SUM))),
+    "nothing of the best and no sum": (
+        ".json",
+        lambda file: rewrite(file, lambda said: drop(said, OWN_SUM) or said.update(best={})),
+    ),
 }
 
 
@@ -263,6 +284,47 @@ def test_a_state_from_before_there_were_checksums_is_taken(folder, params):
     folder.save_state(state(10), params, b"momentum")
     (folder.path / "state" / "00000010.json").write_text(json.dumps(state(10)))
     assert folder.load_state()[0] == state(10)
+
+
+def test_a_folder_that_is_removed_under_a_run_is_not_made_anew(folder, params):
+    folder.save_state(state(10), params, b"10")
+    shutil.rmtree(folder.path)
+    for _ in range(2):
+        with pytest.raises(InputError, match="run: was removed, or its recipe.json, while the run went on"):
+            folder.save_state(state(20), params, b"20")
+    assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("left", ["state", "result"])
+def test_a_run_without_its_recipe_is_refused(folder, params, recipe, left):
+    if left == "state":
+        folder.save_state(state(10), params, b"10")
+    else:
+        folder.finish(state(10)["best"], 1, 10)
+    (folder.path / "recipe.json").unlink()
+    before = names(folder.path)
+    with pytest.raises(InputError, match=rf"run: holds {left}.*json and no recipe.json - put that back"):
+        RunFolder(recipe.out, recipe)
+    assert names(folder.path) == before
+
+
+def test_the_folder_is_synced_before_an_older_state_is_removed(folder, params, monkeypatch):
+    done = []
+    sync, unlink = os.fsync, Path.unlink
+
+    def synced(handle):
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        done.append(os.path.basename(name) if os.path.isdir(name) else "a file")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "unlink", lambda self: done.append(self.name) or unlink(self))
+    for step in (5, 10, 20):
+        del done[:]
+        folder.save_state(state(step), params, b"momentum")
+    # each of the three files, then its name
+    assert done[:6] == ["a file", "state"] * 3
+    assert sorted(done[6:]) == [f"00000005.{kind}" for kind in ("json", "optimizer", "params")]
 
 
 def test_half_a_state_is_not_looked_at(folder, params):

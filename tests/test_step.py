@@ -55,6 +55,42 @@ def test_parts_make_the_step_of_the_whole_batch(parts, contexts):
         np.testing.assert_allclose(weight(made), due, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("contexts", [1, 2])
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_what_is_not_gone_moves_no_statistics_of_a_batch_norm(kind, contexts):
+    """Also not those of the parts before the bad one, whose backward had moved them."""
+    data = mx.sym.BatchNorm(mx.sym.Variable("data"), fix_gamma=False, name="bn")
+    found = mx.sym.FullyConnected(data, num_hidden=3, no_bias=True, name="fc")
+    # a slope of infinity where an output is its label
+    loss = mx.sym.sum(mx.sym.sqrt(mx.sym.abs(found - mx.sym.Variable("label"))), axis=1)
+    made = module(4, mx.sym.MakeLoss(loss, name="loss"), grad_req="add", contexts=contexts)
+    step = Step(made, ["loss"], 2)
+    step(batch())
+
+    def statistics():
+        mx.nd.waitall()
+        return [array.asnumpy() for arrays in made._exec_group.aux_arrays for array in arrays]
+
+    before, bad = statistics(), batch(1)
+    if kind == "loss":
+        bad.data[0][7] = np.nan
+    else:
+        made.forward(mx.io.DataBatch([bad.data[0][4:]], [bad.label[0][4:]]), is_train=True)
+        executor = made._exec_group.execs[-1]
+        inside = executor._symbol.get_internals()["fc_output"].bind(
+            executor._ctx, {name: executor.arg_dict[name] for name in ("data", "bn_gamma", "bn_beta", "fc_weight")},
+            aux_states={name: array.copy() for name, array in executor.aux_dict.items()},
+        )  # fmt: skip
+        bad.label[0][7] = inside.forward(is_train=True)[0][-1]
+    with pytest.raises(NotFinite) as caught:
+        step(bad)
+    assert caught.value.where == kind and 7 in caught.value.part.index
+    for array, due in zip(statistics(), before):
+        np.testing.assert_array_equal(array, due)
+    step(batch(2))
+    assert any((array != due).any() for array, due in zip(statistics(), before))
+
+
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_loss_that_is_not_finite_changes_nothing(parts):
     made = module(8 // parts, grad_req="add" if parts > 1 else "write")
@@ -116,14 +152,14 @@ def test_a_team_leaves_a_step_out_together(own, theirs, where):
     assert (weight(made) != before).any()
 
 
-def poison(monkeypatch, steps) -> None:
-    """Let the second image of these steps (from 0) be NaN."""
+def poison(monkeypatch, steps, row: int = 1) -> None:
+    """Let an image of these steps (from 0) be NaN, the second of its batch."""
     whole = Generation._next_batch
 
     def next_batch(self):
         found = whole(self)
         if self._step in steps:
-            found.data[0][1] = np.nan
+            found.data[0][row] = np.nan
         return found
 
     monkeypatch.setattr(Generation, "_next_batch", next_batch)
@@ -156,11 +192,12 @@ def test_bad_steps_are_left_out_as_long_as_they_are_few(make, monkeypatch, tmp_p
         train(make(steps=6, skip_steps=1, log_every=1, out=tmp_path / "one"))
 
 
-def test_a_step_left_out_is_as_if_its_batch_had_not_been(make, monkeypatch, tmp_path):
-    """Weights and moving statistics after it: those before it."""
-    keys = {"skip_steps": 1, "schedule": "step", "lr_steps": "100"}
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_left_out_is_as_if_its_batch_had_not_been(make, monkeypatch, tmp_path, parts):
+    """Weights and moving statistics after it: those before it, also where its last part alone is bad."""
+    keys = {"skip_steps": 1, "accumulate": parts, "schedule": "step", "lr_steps": "100"}
     (before,) = train(make(steps=3, out=tmp_path / "three", **keys))
-    poison(monkeypatch, {3})
+    poison(monkeypatch, {3}, row=3)
     (after,) = train(make(steps=4, out=tmp_path / "four", **keys))
     tiny.equal(tiny.state(after), tiny.state(before))
 
@@ -184,6 +221,23 @@ def test_a_run_resumed_behind_a_step_left_out_is_the_straight_one(make, monkeypa
     tiny.equal(tiny.state(resumed), tiny.state(straight))
     rates = [[row["lr"] for row in tiny.rows(run.path / "log.csv")] for run in (straight, resumed)]
     assert rates[0] == rates[1]
+
+
+def test_a_diagnosis_leaves_no_monitor_behind(make, monkeypatch):
+    """It would slow every step that follows."""
+    installed = []
+    monkeypatch.setattr(mx.mod.Module, "install_monitor", lambda self, monitor: installed.append(self))
+    looked = []
+    whole = Generation._leave_out
+
+    def leave_out(self, fault):
+        whole(self, fault)
+        looked.extend(executor._monitor_callback for executor in self.module._exec_group.execs)
+
+    monkeypatch.setattr(Generation, "_leave_out", leave_out)
+    poison(monkeypatch, {1})
+    train(make(steps=3, skip_steps=1))
+    assert installed == [] and looked == [None]
 
 
 def test_a_rate_far_too_high_is_named(make, tmp_path):

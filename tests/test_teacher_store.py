@@ -272,12 +272,40 @@ def test_a_disk_that_fills_up_is_said_and_nothing_is_half_written(data, teacher,
     opened(tmp_path / "store", records, teacher)
 
 
-def test_an_image_that_cannot_be_decoded_is_named(data, teacher, tmp_path):
+def test_images_that_training_passes_over_have_no_embedding(teacher, tmp_path, caplog):
+    bad = (1, 7)
     with RecordWriter(tmp_path / "data", 1) as faces:
-        faces.add(0, tiny.jpeg(0, 0))
-        faces.add(0, b"no image")
-    with pytest.raises(InputError, match=r"train.rec: record 2 of identity 0 is not an image that can be decoded"):
-        make_store(teacher, str(tmp_path / "data"), tmp_path / "store", workers=1)
+        for number in range(12):
+            faces.add(0, b"no image" if number in bad else tiny.jpeg(0, number))
+    records = FaceRecords(tmp_path / "data")
+    with pytest.raises(InputError, match=r"1 of 12 images are unusable, more than max_bad = 0.001 allows"):
+        make_store(teacher, str(tmp_path / "data"), tmp_path / "none", workers=1)
+    folder = make_store(teacher, str(tmp_path / "data"), tmp_path / "store", workers=1, max_bad=0.2)
+    assert "train.rec: record 2 of identity 0 is not an image that can be decoded" in caplog.text
+    found = store.read_unusable(folder)
+    assert sorted(found) == list(bad) and "record 8 of identity 0" in found[7]
+    # a shard made again counts the others' all the same
+    store.shard_file(folder, 0).unlink()
+    with pytest.raises(InputError, match="2 of 12 images are unusable"):
+        make_store(teacher, str(tmp_path / "data"), folder, workers=1, max_bad=0.1)
+    make_store(teacher, str(tmp_path / "data"), folder, workers=1, max_bad=0.2)
+    assert sorted(store.read_unusable(folder)) == list(bad)
+    taught = opened(folder, records, teacher)
+    with pytest.raises(InputError, match=r"has no embedding of image 7 \(from 0\)"):
+        look_up(taught, [0, 7], [False, False])
+    # in training another image stands in for it: its label goes with the image that is seen
+    loop = Teacher(TeacherModels(teacher).network(4, mx.cpu()), len(records))
+    seen = set()
+    faces = FaceIterator(records, 4, max_bad=0.2)
+    for _ in range(3):
+        batch = faces.next()
+        seen.update(batch.index.tolist())
+        np.testing.assert_allclose(taught.embeddings(batch), loop.embeddings(batch), atol=1e-3)
+        for row, position in enumerate(batch.index):
+            image = face_at(records, int(position))[1][:, :, ::-1].transpose(2, 0, 1)
+            image = image[:, :, ::-1] if batch.mirrored[row] else image
+            np.testing.assert_array_equal(batch.data[0].asnumpy()[row], image)
+    assert not seen & set(bad) and len(faces.faults) == 2
 
 
 def test_the_challenges_data_set_takes_what_is_said_of_it():

@@ -127,6 +127,25 @@ def test_an_onnx_teacher_is_averaged_with_another(tmp_path, teacher, monkeypatch
     np.testing.assert_allclose(both, unit(unit(rows[0]) + unit(rows[1])), atol=1e-6)
 
 
+def test_an_onnx_teacher_is_known_by_weights_outside_its_file_too(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="needs the extra 'export'")
+    digests = []
+    for name, factor in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "t.onnx"
+        make_onnx(file, scales=True)
+        model = onnx.load(str(file))
+        (weight,) = [each for each in model.graph.initializer if each.name == "weight"]
+        weight.CopyFrom(onnx.numpy_helper.from_array(factor * onnx.numpy_helper.to_array(weight), "weight"))
+        onnx.save(model, str(file), save_as_external_data=True, location="t.data", size_threshold=64)
+        digests.append(teacher_digest(str(file)))
+    assert (tmp_path / "a" / "t.onnx").read_bytes() == (tmp_path / "b" / "t.onnx").read_bytes()
+    assert digests[0] != digests[1]
+    (tmp_path / "a" / "t.data").unlink()
+    with pytest.raises(InputError, match=r"t.onnx: its weights are in t.data, which is not beside it"):
+        teacher_digest(f"{tmp_path}/a/t.onnx")
+
+
 def test_an_onnx_file_that_is_none_is_said(tmp_path):
     make_onnx(tmp_path / "t.onnx", scales=True)
     (tmp_path / "t.onnx").write_bytes(b"no model")

@@ -162,10 +162,10 @@ def test_two_contexts_hold_the_same_weights(make, monkeypatch):
     kept = []
     whole = Generation._verify_and_save
 
-    def look(self):
+    def look(self, stop):
         mx.nd.waitall()
         kept.extend(executor_arrays(self.module))
-        whole(self)
+        whole(self, stop)
 
     monkeypatch.setattr(Generation, "_verify_and_save", look)
     train(make(context="cpu(0),cpu(1)", steps=3))
@@ -216,7 +216,7 @@ def test_the_best_is_the_latest_of_the_highest_accuracy_over_all_packs(make, dat
         return found
 
     scores = iter([(0.5, 0.5), (0.75, 0.5), (0.5, 0.75), (1.0, 0.125)])
-    monkeypatch.setattr("vargface.training.generation.verify_packs", lambda network, packs: results(*next(scores)))
+    monkeypatch.setattr("vargface.training.generation.verify_packs", lambda network, packs, **_: results(*next(scores)))
     monkeypatch.setattr(RunFolder, "write_distances", lambda self, distances: None)
     monkeypatch.setattr(plan, "find_packs", lambda packs, data: [])
     (folder,) = train(make(steps=4, verify_every=1))

@@ -25,7 +25,7 @@ from vargface.commands import (
     verify,
 )
 from vargface.errors import InputError
-from vargface.training.interrupt import Terminated, terminated_by_sigterm
+from vargface.training.interrupt import Terminated, terminated_by_sigterm, unharmed_by_sigusr1
 
 __all__ = ["main"]
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts
     arguments = _parse(argv)
     try:
-        with terminated_by_sigterm():
+        with terminated_by_sigterm(), unharmed_by_sigusr1():
             return arguments.run(arguments) or 0
     except InputError as error:
         print(f"vargface: error: {error}", file=sys.stderr)

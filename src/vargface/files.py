@@ -51,6 +51,7 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
+        _sync_folder(path.parent)
     except OSError as error:
         raise InputError(
             f"{path}: cannot write ({error.strerror or error}) - free space or choose another place"
@@ -59,6 +60,16 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in `folder` on the disk, too: what is removed next may be all that a power cut would leave."""
+    with contextlib.suppress(OSError):  # some network file systems know no such thing
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def save_whole(path: str | Path, save: Callable[[IO[bytes]], object]) -> memoryview:

@@ -11,8 +11,8 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA
 # what OpenCV puts where a JPEG's data ends too early, and data of no picture
 _MISSING = [128, 128, 128]
-# behind half of a pair of bytes, too, and behind restarts
-_FILLER = b"\0" + b"\x55" * 64 + b"".join(bytes([0xFF, 0xD0 + number]) + b"\x55" * 24 for number in range(8))
+# behind half of a pair of bytes, too
+_FILLER = b"\0" + b"\x55" * 64
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -54,8 +54,10 @@ def _scan_start(encoded: bytes) -> int:
 
 def _lacks_data(encoded: bytes, image: np.ndarray) -> bool:
     """Return whether more data before its end would change the picture: then what it has does not reach to there."""
-    end = encoded.rfind(_JPEG_END)
-    other = _decoded(encoded[:end] + _FILLER + encoded[end:])
+    longer = encoded[: encoded.rfind(_JPEG_END)] + _FILLER
+    other = _decoded(longer)  # without an end: libjpeg would complain on stderr of what comes before it unread
+    if other is None:  # a progressive one needs its end
+        other = _decoded(longer + _JPEG_END)
     return other is None or not np.array_equal(other, image)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ from vargface.errors import InputError
 from vargface.files import digest
 from vargface.inference import FrozenNetwork, unit
 from vargface.runtime import mx
-from vargface.teachers.onnx_network import OnnxNetwork
+from vargface.teachers.onnx_network import OnnxNetwork, files_of
 
 __all__ = ["Average", "Network", "TeacherModels", "models_of", "teacher_digest"]
 
@@ -56,9 +55,7 @@ def teacher_digest(teacher: str) -> str:
 def _model_digest(model: str) -> str:
     if not model.endswith(".onnx"):
         return model_digest(model)
-    if not Path(model).is_file():
-        raise InputError(f"{model}: no such file - give the teacher's ONNX model")
-    return digest(Path(model))
+    return digest(*files_of(model))
 
 
 class TeacherModels:

@@ -13,7 +13,7 @@ from vargface.errors import InputError
 from vargface.extras import require
 from vargface.runtime import cores, mx
 
-__all__ = ["OnnxNetwork"]
+__all__ = ["OnnxNetwork", "files_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,30 @@ class OnnxNetwork:
             return self._session.run(None, {self._input: np.ascontiguousarray(batch, np.float32)})[0]
         except Exception as error:  # onnxruntime's own kinds have no public base
             raise InputError(f"{self._file}: cannot be run ({_first_line(error)})") from error
+
+
+def files_of(file: str | Path) -> list[Path]:
+    """Return the files of an ONNX model: itself and those its weights lie in, where they are not in it.
+
+    Raises InputError where one is missing.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f"{file}: no such file - give the teacher's ONNX model")
+    content, locations = file.read_bytes(), set()
+    if b"location" in content:  # the key under which a tensor names its file
+        onnx = require("onnx", f"{file}: an ONNX teacher")
+        try:
+            model = onnx.load(str(file), load_external_data=False)
+        except Exception as error:  # protobuf's own kind, of a package that is not ours to import
+            raise InputError(f"{file}: not an ONNX model ({_first_line(error)})") from error
+        tensors = onnx.external_data_helper._get_all_tensors(model)
+        locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    others = [file.parent / location for location in sorted(locations)]
+    for other in others:
+        if not other.is_file():
+            raise InputError(f"{file}: its weights are in {other.name}, which is not beside it - put it there")
+    return [file, *others]
 
 
 def _scales_itself(file: str) -> bool:

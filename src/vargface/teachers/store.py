@@ -5,6 +5,7 @@ A folder:
     store.json          whose embeddings these are, of which images (`Contents`)
     shard-0000.npy      (n, 2, D) float16, unit norm: n images in the order of the data set, plain and mirrored
     shard-0000.sha256   its SHA-256, as sha256sum writes it; a shard without it is not finished
+    unusable.json       where there are such: positions of images that cannot be decoded, zeros in the shards, and why
 
 Written by `vargface.teachers.writer`, read by training in place of the network (`TeacherStore` and
 `vargface.training.teacher.Teacher` give the same labels but for float16's rounding).
@@ -27,7 +28,7 @@ from vargface.runtime import mx
 
 __all__ = ["Contents", "TeacherStore"]
 
-CONTENTS = "store.json"
+CONTENTS, UNUSABLE = "store.json", "unusable.json"
 FORMAT = 1
 VIEWS = 2
 DTYPE = np.dtype(np.float16)
@@ -103,6 +104,16 @@ def write_contents(folder: Path, contents: Contents) -> None:
         json.dump({"format": FORMAT, **dataclasses.asdict(contents)}, file, indent=1)
 
 
+def read_unusable(folder: Path) -> dict[int, str]:
+    """Return position -> why of the images without an embedding. Raises InputError where the list is damaged."""
+    try:
+        return {int(position): why for position, why in json.loads((folder / UNUSABLE).read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / UNUSABLE}: cannot be read ({error}) - remove it") from error
+
+
 def write_shard(folder: Path, shard: int, embeddings: np.ndarray) -> None:
     """Write shard number `shard`, (n, 2, D), and its checksum after it. Raises InputError where there is no space."""
     file = shard_file(folder, shard)
@@ -168,7 +179,18 @@ class TeacherStore:
         ]
 
     def embeddings(self, batch: mx.io.DataBatch) -> np.ndarray:
-        """Return (N, D) float32, unit norm but for float16's rounding, of the views in a batch of a FaceIterator."""
+        """Return (N, D) float32, unit norm but for float16's rounding, of the views in a batch of a FaceIterator.
+
+        Raises InputError for an image that could not be used when the store was made.
+        """
         shards, rows = np.divmod(batch.index, self._shard_images)
         places = zip(shards.tolist(), rows.tolist(), batch.mirrored.astype(int).tolist())
-        return np.stack([self._shards[shard][row, view] for shard, row, view in places]).astype(np.float32)
+        found = np.stack([self._shards[shard][row, view] for shard, row, view in places]).astype(np.float32)
+        known = found.any(axis=1)
+        if not known.all():
+            position = int(batch.index[int(np.argmin(known))])
+            raise InputError(
+                f"{self.folder}: has no embedding of image {position} (from 0), which could not be used when the store "
+                "was made - make it anew"
+            )
+        return found

@@ -25,10 +25,10 @@ def diagnose(
 ) -> dict[str, Any]:
     """Return, ready for JSON, what is known of `fault`, met in step `step` (the first is 1) at rate `lr`.
 
-    Runs the part of the batch forward once more, each layer's output looked at.
+    Runs the part of the batch, the last that `module` went forward with, once more, each layer's output looked at.
     """
     weights = [name for part in module.get_params() for name, value in part.items() if not _finite(value)]
-    layers = _layers_not_finite(module, fault.part)
+    layers = _layers_not_finite(module)
     values = {name: float(output.asnumpy().mean()) for name, output in zip(outputs, module.get_outputs())}
     inputs = _inputs_not_finite(module, fault.part)
     found = {
@@ -49,12 +49,21 @@ def diagnose(
     return found
 
 
-def _layers_not_finite(module: mx.mod.Module, part: mx.io.DataBatch) -> list[str]:
-    """Return the outputs of operators that are not finite in a forward pass over `part`, in its order."""
-    monitor = mx.mon.Monitor(1, lambda array: mx.nd.multi_all_finite(array, num_arrays=1))
-    module.install_monitor(monitor)
+def _layers_not_finite(module: mx.mod.Module) -> list[str]:
+    """Return the outputs of operators that are not finite in the last forward pass, gone again, in its order.
+
+    On executors of their own, over the module's arrays: a monitor cannot be taken out again, and slows every step.
+    """
+    group, monitor = module._exec_group, mx.mon.Monitor(1, lambda array: mx.nd.multi_all_finite(array, num_arrays=1))
+    again = []
+    for context, executor in zip(group.contexts, group.execs):
+        gradients = {name: array for name, array in executor.grad_dict.items() if array is not None}
+        statistics = {name: array.copy() for name, array in executor.aux_dict.items()}
+        again.append(module.symbol.bind(context, executor.arg_dict, gradients, group.grad_req, statistics))
+        monitor.install(again[-1])
     monitor.tic()
-    module.forward(part, is_train=True)
+    for executor in again:
+        executor.forward(is_train=True)
     mx.nd.waitall()
     arguments = set(module.symbol.list_arguments())
     return [name for _, name, finite in monitor.toc() if not float(finite) and name not in arguments]

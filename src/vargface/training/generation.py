@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from vargface.checkpoint import Checkpoint, Params
 from vargface.errors import InputError
 from vargface.inference import FrozenNetwork
+from vargface.progress import LoggedProgress
 from vargface.runtime import machine, mx
 from vargface.teachers.store import TeacherStore
 from vargface.training.centres import Centres
@@ -93,19 +95,23 @@ class Generation:
         with interrupt_after_step() as stop, contextlib.closing(self._folder.board), tqdm(
             total=recipe.steps, initial=self._step, unit="step", disable=None, desc=name
         ) as bar:
+            progress = LoggedProgress(name, "step", recipe.steps, self._step)
             if self._step > self._verified and self._is_due_for_verification():
-                self._verify_and_save()  # which the run before was stopped in
+                self._verify_and_save(stop)  # which the run before was stopped in
             while self._step < recipe.steps:
                 self._train_step(means)
                 bar.update()
                 last = self._step == recipe.steps
                 if last or self._step % recipe.log_every == 0:
-                    self._log(means, bar)
+                    shown = self._log(means)
+                    bar.set_postfix_str(shown)
+                    if bar.disable:
+                        progress(self._step, shown)
                 with means.clock_stopped():
                     self._team.note(stop=stop.asked is not None, save=stop.save)
                     heard = self._team.heard
                     if self._is_due_for_verification():
-                        self._verify_and_save()
+                        self._verify_and_save(stop)
                     elif heard or self._step % recipe.save_every == 0:
                         self._save_state(self.params())
                     if "save" in heard:
@@ -119,7 +125,7 @@ class Generation:
             write_report(self._folder)
         self._team.note(stop=stop.asked is not None)
         self._team.hear()
-        if "stop" in self._team.heard:  # during the last step: this generation is done, nothing else is begun
+        if "stop" in self._team.heard:  # behind the last verification: the generation is done, nothing else is begun
             raise stop.asked or Terminated
         return self.params()
 
@@ -168,6 +174,8 @@ class Generation:
         self._folder.log.drop_after(self._step)
         self._folder.verifications.drop_after(self._verified)
         self._folder.board.drop_after(self._step)
+        for row in self._folder.log.rows():
+            self._watch(row)  # it goes by what came before, too; what it says of that was said
 
     def _follow(self) -> None:
         """Begin where rank 0 of the team does."""
@@ -256,7 +264,8 @@ class Generation:
     def _lr(self) -> float:
         return self.module._optimizer.learning_rate
 
-    def _log(self, means: Means, bar: tqdm) -> None:
+    def _log(self, means: Means) -> str:
+        """Log the steps since the last row, and return what of it is shown beside the progress."""
         row = self._objective.of_labelled(means.take())
         values = mx.nd.array(list(row.values()))
         self._team.mean("row of the log", [values])
@@ -264,18 +273,27 @@ class Generation:
             row = dict(zip(row, map(float, values.asnumpy())))
         row["images_per_second"] *= self._team.size
         if not self._team.leads:
-            return
+            return ""
         if self._recipe.skip_steps:
             row["steps_left_out"] = self._skipped
-        shown = {"loss": row["margin_loss"] + row.get("distillation_loss", 0.0), "img/s": row["images_per_second"]}
-        bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
         place = {"step": self._step, "epoch": self._faces.epoch, "lr": self._lr}
         self._folder.log.write({**place, **row})
         self._folder.board.write(self._step, {f"train/{name}": value for name, value in {**place, **row}.items()})
         for warning in self._watch({**place, **row}):
             logger.warning("%s: step %d: %s", self._folder.path, self._step, warning)
+        loss = row["margin_loss"] + row.get("distillation_loss", 0.0)
+        return f"loss={loss:.3g}, img/s={row['images_per_second']:.3g}"
 
-    def _verify_and_save(self) -> None:
+    def _verify_and_save(self, stop: SimpleNamespace) -> None:
+        """Save, verify, note the best.
+
+        Raises what `stop` asks for between two batches, the rerun verifies again; not in a team, which waits for this.
+        """
+
+        def leave_if_asked() -> None:
+            if stop.asked and self._team.size == 1:
+                raise stop.asked
+
         args, auxs = params = self.params()
         # first: whatever stops the verification, these steps are not lost
         self._save_state(params)
@@ -283,7 +301,7 @@ class Generation:
         if not self._team.leads:
             return
         network = FrozenNetwork(Checkpoint(self._network, args, auxs, "training"), VERIFY_BATCH, self._device)
-        results = verify_packs(network, self._packs)
+        results = verify_packs(network, self._packs, on_batch=leave_if_asked)
         self._number += 1
         for name, result in results.items():
             figures = {key: getattr(result, key) for key in ("accuracy", "accuracy_std", "tar", "far", "xnorm")}
@@ -298,7 +316,8 @@ class Generation:
             )
         self._folder.save(self._number, self._network, params, keep={self._best["number"]})
         self._folder.amend_state(self._place())
-        if self._recipe.report and self._step < self._recipe.steps:  # then `fit` writes it, of the finished run
+        # at the end `fit` writes it, of the finished run; who is to stop has no time for it
+        if self._recipe.report and self._step < self._recipe.steps and not stop.asked:
             write_report(self._folder)
 
     def _save_state(self, params: tuple[Params, Params]) -> None:

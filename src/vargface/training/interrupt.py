@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: a command cleans up after either; training finishes its step and saves the state before.
 
-SIGUSR1 has training save its state and go on.
+SIGUSR1 has training save its state and go on; it ends no command.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
-__all__ = ["Terminated", "interrupt_after_step", "terminated_by_sigterm"]
+__all__ = ["Terminated", "interrupt_after_step", "terminated_by_sigterm", "unharmed_by_sigusr1"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,20 @@ def terminated_by_sigterm() -> Iterator[None]:
             raise Terminated
 
     with _handled(terminate, signal.SIGTERM):
+        yield
+
+
+@contextlib.contextmanager
+def unharmed_by_sigusr1() -> Iterator[None]:
+    """Say of a SIGUSR1 in this block, which would end the process, that there is nothing to save.
+
+    For what lies around the steps of a training: start-up, between generations, the report. What was trained is saved.
+    """
+
+    def say(_number: int, _frame: object) -> None:
+        logger.info("SIGUSR1: no step since the last save, nothing to do")
+
+    with _handled(say, signal.SIGUSR1):
         yield
 
 

@@ -16,13 +16,14 @@ from easydict import EasyDict
 
 from vargface.checkpoint import Checkpoint
 from vargface.inference import FrozenNetwork
+from vargface.progress import duration
 from vargface.runtime import mx
 from vargface.training.faces import faces_of
 from vargface.training.generation import VERIFY_BATCH, Generation
 from vargface.training.plan import Plan, make_plan
 from vargface.training.run_folder import RunFolder
 from vargface.training.space import check_space, space_of
-from vargface.training.teacher import labels_of
+from vargface.training.teacher import Teacher, labels_of
 
 __all__ = ["rehearse", "time_input"]
 
@@ -50,17 +51,19 @@ def rehearse(recipe: EasyDict) -> str:
     verification = _verification_seconds(plan, params)
     times = -(-recipe.steps // recipe.verify_every)
     total = recipe.generations * (recipe.steps * step + times * verification)
+    remembers = isinstance(teacher, Teacher) and teacher.remembers
+    later = ", less than that from the second epoch on: the teacher's answers are remembered" if remembers else ""
     space = space_of(plan)
     rows = {
         "devices": ", ".join(map(str, plan.devices)),
         "memory": memory,
         "speed": f"{recipe.batch_size / step:.1f} img/s, {step:.3f} s a step of {recipe.batch_size} images (median of "
-        f"{STEPS}; the teacher asked anew)",
+        f"{STEPS}{'; the teacher asked anew' if isinstance(teacher, Teacher) else ''})",
         "epoch": f"{epoch:,} steps, {duration(epoch * step)}",
         "verification": f"{duration(verification)}, {times} times a generation",
         "disk": f"up to {space.of_run(recipe.generations) / 1e6:,.0f} MB",
         "total": f"{recipe.generations} x {recipe.steps:,} steps ({recipe.steps / epoch:.1f} epochs): "
-        f"{duration(total)}",
+        f"{duration(total)}{later}",
     }
     return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 
@@ -80,19 +83,6 @@ def time_input(recipe: EasyDict) -> str:
     finally:
         faces.close()
     return f"input alone   {images / spent:,.0f} img/s ({images:,} images in {spent:.1f} s)"
-
-
-def duration(seconds: float) -> str:
-    """Return `seconds` for people: "3.2 s", "4 min 10 s", "2 h 05 min", "3 d 4 h"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def _memory(module: mx.mod.Module, devices: Sequence[mx.Context]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Set
@@ -54,6 +55,11 @@ TRAINED_ON, CHANGED = "trained_on", "changed"
 # a state's files beside its .json, which has their SHA-256 under this key; the last is of sampled class centres alone
 STATE_PARTS = (".params", ".optimizer", ".centres")
 SUMS = "sha256"
+# over all else that the .json says, under this key
+OWN_SUM = "json_sha256"
+# what a state says at least, of the run and of the best checkpoint so far
+PLACE = {"step", "number", "verified", "best"}
+BEST = {"number", "score", "packs"}
 
 RESULT = {"best", "last", "step", "packs"}
 
@@ -87,9 +93,19 @@ class RunFolder:
         self._sums: dict[str, str] = {}
         known = read_json(self.path / "recipe.json")
         if known is None:
+            self._check_new()
             self._write_recipe(trained_on, [])
         else:
             self._go_on_from(known, trained_on or {})
+
+    def _check_new(self) -> None:
+        """Raise InputError where there is a run and no recipe.json: nobody can tell what it was trained by."""
+        left = [*self.path.glob("state/*.json"), *self.path.glob("result.json")]
+        if left:
+            raise InputError(
+                f"{self.path}: holds {left[0].relative_to(self.path)} and no recipe.json - put that back, choose "
+                "another out, or remove the folder to start anew"
+            )
 
     def _go_on_from(self, known: dict[str, Any], trained_on: Mapping[str, str]) -> None:
         """Raise InputError where the run is another one than that of recipe.json, `known`; note what may change."""
@@ -187,8 +203,17 @@ class RunFolder:
         """Write what training goes on from; the state before it is kept until this one is whole.
 
         centres: writes the table of class centres, where they are not among `params`.
+
+        Raises InputError where it cannot be written, and where the run folder was removed: made anew, it would hold a
+        run of no recipe.
         """
-        folder = make_folder(self.path / "state")
+        folder = self.path / "state"
+        if not (self.path / "recipe.json").is_file():
+            raise InputError(f"{self.path}: was removed, or its recipe.json, while the run went on - put it back")
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be made ({error.strerror}) - choose another out") from error
         for left in [*folder.glob(".*.tmp"), *self.path.glob(".*.tmp")]:  # by a kill while writing
             left.unlink()
         stem = folder / f"{state['step']:08d}"
@@ -212,8 +237,10 @@ class RunFolder:
 
     def amend_state(self, state: dict[str, Any]) -> None:
         """Write anew what the state saved last says, its weights and optimiser as they are."""
+        # as it will be read: JSON has no keys but text
+        said = json.loads(json.dumps({**state, SUMS: self._sums}))
         with whole_file(self.path / "state" / f"{state['step']:08d}.json", "w") as file:
-            json.dump({**state, SUMS: self._sums}, file)
+            json.dump({**said, OWN_SUM: _sum_of(said)}, file)
 
     def centres(self, step: int) -> Path:
         """Return the file of sampled class centres that belongs to the state of `step`."""
@@ -286,6 +313,13 @@ def _read_state(file: Path) -> State:
         if not isinstance(state, dict) or state.get("step") != int(file.stem):
             raise InputError(f"{file}: damaged (not what training wrote)")
         # a state from before there were checksums is taken if it can be read
+        sum_ = state.pop(OWN_SUM, None)
+        if sum_ is not None and sum_ != _sum_of(state):
+            raise InputError(f"{file}: damaged (its checksum is another)")
+        best = state.get("best")
+        lacking = sorted(PLACE - set(state)) or sorted(BEST - set(best if isinstance(best, dict) else ()))
+        if lacking:
+            raise InputError(f"{file}: damaged (has no {', '.join(lacking)})")
         for suffix, sum_ in state.pop(SUMS, {}).items():
             part = file.with_suffix(suffix)
             if sha256(part) != sum_:
@@ -296,3 +330,8 @@ def _read_state(file: Path) -> State:
         raise InputError(f"{error.filename}: missing") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: damaged ({error})") from error
+
+
+def _sum_of(said: dict[str, Any]) -> str:
+    """Return the SHA-256 (hexadecimal) of what a state's .json says."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

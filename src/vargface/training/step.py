@@ -33,7 +33,7 @@ class Step:
     """Steps of a Module that is bound for a part of the batch: `parts` of them make the gradient of the whole.
 
     The gradient is that of the sum over the whole batch however many parts it has (batch norm aside: it sees a part at
-    a time). Batch norm's moving statistics are written by backward, which a loss that is not finite never gets to.
+    a time). Batch norm's moving statistics, which each part moves, are put back where the step is not gone.
     In a team it is that of the sum over all its workers' batches, and a step that one leaves out all leave out.
     """
 
@@ -57,13 +57,22 @@ class Step:
     def __call__(self, batch: mx.io.DataBatch, seed: int | None = None) -> list[list[mx.nd.NDArray]]:
         """Go a step along `batch` and return each part's outputs and what `look` gave; `seed`, for what dropout draws.
 
-        Raises NotFinite, the weights, the optimiser and batch norm's moving statistics of a bad loss left alone.
+        Raises NotFinite, the weights, the optimiser and batch norm's moving statistics as they were.
         """
+        statistics = [array for arrays in self._module._exec_group.aux_arrays for array in arrays]
+        kept = [array.copy() for array in statistics]
+        for array in kept:  # backward writes the statistics without telling the engine
+            array.wait_to_read()
         try:
             found = self._gradients(batch, seed)
             self._module.update()
             if self._centres is not None:
                 self._centres.update()
+        except NotFinite:
+            mx.nd.waitall()
+            for array, before in zip(statistics, kept):
+                before.copyto(array)
+            raise
         finally:
             if self._parts > 1:
                 for _, arrays in self._learnt():

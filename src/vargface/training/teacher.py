@@ -36,6 +36,11 @@ class Teacher:
             self._memory = np.zeros((2, num_images, size), np.float32)
             self._known = np.zeros((2, num_images), bool)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a view that comes again is answered from memory."""
+        return self._memory is not None
+
     def embeddings(self, batch: mx.io.DataBatch) -> np.ndarray:
         """Return (N, D) float32, unit norm, of the views in a batch of a FaceIterator."""
         if self._memory is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,15 +54,27 @@ def check_images(packs: Sequence[Pack]) -> None:
 
 
 def verify_packs(
-    network: FrozenNetwork | OnnxNetwork, packs: Sequence[Pack], *, flip: bool = True
+    network: FrozenNetwork | OnnxNetwork,
+    packs: Sequence[Pack],
+    *,
+    flip: bool = True,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, Verification]:
-    """Return name -> `verify_pack` of `network` on each of `packs`, with a progress bar on a terminal."""
+    """Return name -> `verify_pack` of `network` on each of `packs`, with a progress bar on a terminal.
+
+    on_batch: called after each batch; what it raises ends the verification.
+    """
     results = {}
     total = sum(len(pack.images) for pack in packs)
     with tqdm(total=total, unit="img", desc="verify", leave=False, disable=None) as bar:
+
+        def count(images: int) -> None:
+            bar.update(images)
+            on_batch()
+
         for pack in packs:
             results[pack.name] = verify_pack(
-                network, pack, FOLDS, batch_size=network.batch_size, flip=flip, on_batch=bar.update
+                network, pack, FOLDS, batch_size=network.batch_size, flip=flip, on_batch=count
             )
     return results
 
