@@ -40,7 +40,9 @@ def get_symbol(
     form: str = "angular",
     weight: float | mx.sym.Symbol = 7.0,
 ) -> AngularDistillation:
-    """Return the distillation loss of `embedding` against `teacher_embedding`, (N, D) float32 or float16, of any norm.
+    """Return the distillation loss of `embedding` against `teacher_embedding`, (N, D) float32 or float16.
+
+    Norms of 1e-3..1e18 do not matter; shorter ones count as shorter than a unit, longer ones as zero.
 
     The gradient reaches the student and never the teacher. It is that of the sum over samples, as the margin softmax's:
     a Module's rescale_grad = 1 / (whole batch) makes it the paper's mean.

@@ -64,7 +64,10 @@ def get_symbol(
     m3: float = 0.0,
     grad_scale: float = 1.0,
 ) -> MarginSoftmax:
-    """Return the margin-softmax head on `embedding` (N, embedding_size), float32 or float16, of any norm.
+    """Return the margin-softmax head on `embedding` (N, embedding_size), float32 or float16.
+
+    Norms of 1e-3..1e18 do not matter; shorter ones count as shorter than a unit, and in float16 their gradient may
+    overflow; longer ones count as zero.
 
     `label` (N,) of any dtype holds class numbers 0..num_classes-1, exact to 2^24 (larger ones are clipped, so that none
     writes outside a buffer: whoever makes the labels checks them); a sample with a negative label is of no class: its
