@@ -22,6 +22,7 @@ import tiny
 from vargface import cli, demo
 from vargface.checkpoint import load_checkpoint, save_checkpoint
 from vargface.cli import main
+from vargface.commands import parsed
 from vargface.data import synthetic
 from vargface.data.packs import write_pack
 from vargface.files import locked_folder
@@ -512,11 +513,11 @@ def test_every_command_has_an_example_that_it_would_take(command, capsys):
 
 
 def test_overrides_may_stand_on_both_sides_of_an_option():
-    arguments = cli._parse(["train", "r.py", "lr=1", "--generation", "2", "wd=0", "--dry-run", "data=a=b"])
+    arguments = parsed(cli._parser(), ["train", "r.py", "lr=1", "--generation", "2", "wd=0", "--dry-run", "data=a=b"])
     assert (arguments.overrides, arguments.generation, arguments.dry_run) == (["lr=1", "wd=0", "data=a=b"], 2, True)
     for words in (["train", "r.py", "--dry-run", "data"], ["train", "r.py", "--dry-ran=1"], ["doctor", "lr=1"]):
         with pytest.raises(SystemExit) as stopped:
-            cli._parse(words)
+            parsed(cli._parser(), words)
         assert stopped.value.code == 2
 
 

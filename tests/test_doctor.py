@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+from stub_driver import compile_driver
 
 from vargface import doctor, gpu, runtime
 from vargface.cli import main
@@ -146,17 +147,6 @@ def test_cuda_libraries_are_loaded_one_by_one(look, monkeypatch, tmp_path):
     assert [finding.found.split()[0].rstrip(":") for finding in found] == ["libgood.so.1", "libbad.so.1", "libnone"]
 
 
-STUB = r"""
-#include <string.h>
-int cuInit(unsigned flags) { return 0; }
-int cuDriverGetVersion(int *version) { *version = 11080; return 0; }
-int cuDeviceGetCount(int *count) { *count = 1; return 0; }
-int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
-int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Stub GPU", size); return 0; }
-int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 6; return 0; }
-"""
-
-
 @pytest.mark.skipif(
     "VARGFACE_CU112" not in os.environ,
     reason="set VARGFACE_CU112 to the Python of an environment with '.[cu112]' (2.1 GB of downloads)",
@@ -168,10 +158,7 @@ def test_the_cuda_build_and_its_libraries_load_with_a_driver_that_is_a_stub(tmp_
     folder = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip()
     listed = subprocess.run(["nm", "-D", f"{folder}/libmxnet.so"], capture_output=True, text=True, check=True).stdout
     wanted = {line.split()[1].split("@")[0] for line in listed.splitlines() if line.split()[0] == "U"}
-    others = sorted(name for name in wanted if name[:2] == "cu" and name[2:3].isupper() and f" {name}(" not in STUB)
-    source = tmp_path / "stub.c"
-    source.write_text(STUB + "".join(f"int {name}(void) {{ return 100; }}\n" for name in others))
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), str(source)], check=True)
+    compile_driver(tmp_path, (8, 6), sorted(name for name in wanted if name[:2] == "cu" and name[2:3].isupper()))
     code = "import sys; from vargface.cli import main; sys.exit(main(['doctor']))"
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, env=environment, check=False)

@@ -10,22 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from stub_driver import compile_driver
 
 from vargface import gpu
 from vargface.gpu import Gpu, Survey, choose, survey
 
 SCRIPT = Path(gpu.__file__)
-
-# a driver of one GPU, of which the compiler is told the capability
-STUB = r"""
-#include <string.h>
-int cuInit(unsigned flags) { return 0; }
-int cuDriverGetVersion(int *version) { *version = 11040; return 0; }
-int cuDeviceGetCount(int *count) { *count = 1; return 0; }
-int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
-int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Stub GPU", size); return 0; }
-int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? MAJOR : MINOR; return 0; }
-"""
 
 
 class Driver:
@@ -159,11 +149,8 @@ def test_script_answers_from_a_bare_python():
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to make a stub driver with")
 @pytest.mark.parametrize(("major", "minor", "extra"), [(8, 6, "cu112"), (9, 0, "cpu")])
 def test_script_asks_a_real_library(major, minor, extra, tmp_path):
-    source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so.1"
-    source.write_text(STUB)
-    capability = [f"-DMAJOR={major}", f"-DMINOR={minor}"]
-    subprocess.run(["cc", "-shared", "-fPIC", *capability, "-o", str(library), str(source)], check=True)
-    ctypes.CDLL(str(library))
+    compile_driver(tmp_path, (major, minor))
+    ctypes.CDLL(str(tmp_path / "libcuda.so.1"))
     done = run_bare(LD_LIBRARY_PATH=str(tmp_path))
     assert done.stdout == f"{extra}\n"
     assert f"Stub GPU ({major}.{minor})" in done.stderr

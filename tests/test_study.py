@@ -147,7 +147,7 @@ def test_paired_differences_by_hand():
 # --- the runner, with a program in `vargface train`'s place
 
 PROGRAM = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 keys = dict(word.split("=", 1) for word in sys.argv[3:])
 out = pathlib.Path(keys["out"])
 if keys["lr"] == "bad":
@@ -158,7 +158,7 @@ def stop(*_):
     sys.exit(130)
 signal.signal(signal.SIGINT, stop)
 out.mkdir(parents=True, exist_ok=True)
-(out / "begun").write_text("")
+(out / "begun").write_text(os.environ.get("OMP_NUM_THREADS", ""))
 time.sleep(float(keys["lr"]))
 (out / "result.json").write_text("{}")
 """
@@ -183,6 +183,16 @@ def test_a_training_that_fails_is_named_and_the_others_run(program, caplog):
     assert failed == [bad.folder.with_name("seed-0.log")]
     assert "vargface: error: no" in caplog.text
     assert (good.folder / "result.json").exists()
+
+
+@pytest.mark.parametrize(("asked", "at_once", "given"), [("", 2, "1"), ("", 1, "7"), ("3", 2, "3")])
+def test_trainings_side_by_side_have_a_thread_each(program, monkeypatch, asked, at_once, given):
+    """Whatever MXNet's door has set in this process for itself; a value of the user's wins."""
+    monkeypatch.setattr(runner, "THREADS", asked)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked or "7")
+    job = program("a", "0")
+    runner.run_jobs("recipe", [job], at_once)
+    assert (job.folder / "begun").read_text() == given
 
 
 def test_what_is_finished_is_not_run_again(program):

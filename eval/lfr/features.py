@@ -90,7 +90,8 @@ def _text_labels(path: Path) -> np.ndarray:
         for lines in iter(lambda: file.readlines(1 << 20), []):
             text = b"".join(lines)
             # as filelist.txt, it may begin with a mark of its encoding
-            words = (text if count else text.removeprefix(codecs.BOM_UTF8)).split()
+            marked = not count and text.startswith(codecs.BOM_UTF8)
+            words = text[len(codecs.BOM_UTF8) * marked :].split()
             try:
                 parts.append(np.array(words or np.empty(0)).astype(np.int64))
             except (ValueError, OverflowError):

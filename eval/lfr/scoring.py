@@ -127,12 +127,7 @@ def run(
     mapped: Callable[[Callable[[Task], Found], Iterable[Task]], Iterable[Found]] = map,
     on_unit: Callable[[int], object] | None = None,
 ) -> None:
-    """Do the units of `part` that are not done.
-
-    mapped: gives the results of a function on each task, in order (a pool's, to use several processes); it must draw
-    the tasks as it needs them, as later ones profit from what earlier ones found. on_unit: called with the number of
-    pairs after each unit, when `part` is whole; what it raises stops the scan.
-    """
+    """Do the units of `part` that are not done; `mapped` and `on_unit` are those of `do_units`."""
     plan, bounds = part.plan, part.plan.units
 
     def task(unit: int) -> Task:

@@ -16,6 +16,7 @@ from vargface.commands import (
     flops,
     launch,
     lfr,
+    parsed,
     rec,
     runs,
     study,
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts
-    arguments = _parse(argv)
+    arguments = parsed(_parser(), argv)
     try:
         with terminated_by_sigterm(), unharmed_by_sigusr1():
             return arguments.run(arguments) or 0
@@ -57,17 +58,6 @@ class _AboveTheBar(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed ARGV; KEY=VALUE may stand on both sides of an option, which argparse alone does not take."""
-    parser = _parser()
-    arguments, left = parser.parse_known_args(argv)
-    if left and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
-    if left:
-        arguments.overrides = [*arguments.overrides, *left]
-    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

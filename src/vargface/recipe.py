@@ -18,6 +18,7 @@ from vargface.recipes import base
 
 __all__ = ["load_recipe", "network_symbol", "read_recipe_file"]
 
+# what `symbols` take by themselves; not asked of them: they load MXNet, before which training has settings to make
 MULTIPLIERS = {"vargfacenet": 1.25}
 # by network and variant
 EMBEDDING_SIZES = {("mobilefacenet", ""): 128, ("mobilefacenet", "y1"): 128, ("mobilefacenet", "y2"): 256}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vargface.errors import InputError
 
-__all__ = ["add_command", "check_out", "takes_overrides", "whole"]
+__all__ = ["add_command", "check_out", "parsed", "takes_overrides", "whole"]
 
 KEY_VALUE = "overrides of the recipe's keys, e.g. lr=0.05 (recipes/base.py lists all)"
 
@@ -29,6 +29,19 @@ def takes_overrides(command: argparse.ArgumentParser, before: str = "") -> None:
     """Give `command` the argument `overrides`, KEY=VALUE...; `before` comes first in its help."""
     # without a default, argparse calls it required where another argument is missing
     command.add_argument("overrides", nargs="*", default=(), metavar="KEY=VALUE", help=f"{before}{KEY_VALUE}")
+
+
+def parsed(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
+    """Return what `parser` makes of `words` (None: the command line's).
+
+    KEY=VALUE may stand on both sides of an option, which argparse alone does not take.
+    """
+    arguments, left = parser.parse_known_args(words)
+    if left and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides = [*arguments.overrides, *left]
+    return arguments
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:

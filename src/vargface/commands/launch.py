@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from vargface.commands import add_command, train, whole
+from vargface.commands import add_command, parsed, train, whole
 from vargface.errors import InputError
 
 __all__ = ["add_to"]
@@ -59,10 +59,10 @@ def _job(command: list[str]) -> tuple[dict, list[str]]:
         raise InputError(f"launch {command[0]}: only train is for several processes - write -- train RECIPE ...")
     parser = argparse.ArgumentParser(prog="vargface launch --")
     train.add_to(parser.add_subparsers())
-    parsed = parser.parse_args(command)
-    if parsed.dry_run or parsed.test_io:
+    arguments = parsed(parser, command)
+    if arguments.dry_run or arguments.test_io:
         raise InputError("launch: --dry-run and --test-io are for one process - run them without launch")
-    recipe = load_recipe(parsed.recipe, parsed.overrides)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
     if not recipe.out:
         raise InputError("out is not given - add out=FOLDER")
     return recipe, [*command, *([] if recipe.kvstore else ["kvstore=dist_sync"])]

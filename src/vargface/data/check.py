@@ -291,9 +291,7 @@ class _Check:
         """Say that the index does not list a record, if there is an image in it to be lost."""
         where = f"{self._file.path}: the record at byte {item.offset}"
         try:
-            if item.damage:
-                raise ValueError(item.damage)
-            _, image = unpack(item.payload)
+            _, image = _content(item)
         except ValueError as error:
             self._say(where, f"is damaged ({error}) and the index does not list it", f"{_COPY}, or {LEAVE_OUT}")
         else:
@@ -302,9 +300,7 @@ class _Check:
 
     def _check_record(self, key: int, item: Scanned) -> Iterator[tuple[int, int, int, float]]:
         try:
-            if item.damage:
-                raise ValueError(item.damage)
-            labels, image = unpack(item.payload)
+            labels, image = _content(item)
         except ValueError as error:
             self._say_record(key, f"is damaged ({error})", f"{_COPY}, or {LEAVE_OUT}")
             return
@@ -405,6 +401,13 @@ class _Check:
             what += f"the highest label in train.rec is {labelled - 1}"
         fix = f"write {max(recorded, labelled)} as its first number"
         self._say(str(self._property), what, fix)
+
+
+def _content(item: Scanned) -> tuple[np.ndarray, bytes]:
+    """Return labels and image of a record; raises ValueError, its text the damage."""
+    if item.damage:
+        raise ValueError(item.damage)
+    return unpack(item.payload)
 
 
 def _pairs(blocks: Iterator[np.ndarray]) -> Iterator[tuple[int, int]]:

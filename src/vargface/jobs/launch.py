@@ -20,7 +20,8 @@ from typing import IO
 
 from vargface.errors import InputError
 from vargface.files import make_folder
-from vargface.jobs.orders import NAMES, ROLES
+from vargface.jobs.orders import NAMES, RANK, ROLES
+from vargface.training.interrupt import handled
 
 __all__ = ["Failure", "Host", "Stopped", "launch", "read_hosts"]
 
@@ -147,7 +148,7 @@ def launch(
             for role, count in zip(ROLES, (1, servers, workers)):
                 for number in range(count):
                     host = where[number % len(where)]
-                    variables = {**network, "DMLC_NODE_HOST": host.address, "VARGFACE_RANK": str(number)}
+                    variables = {**network, "DMLC_NODE_HOST": host.address, RANK: str(number)}
                     members.append(_start(role, number, host, arguments, variables, ssh))
                     _listen(members[-1], folder / f"{role}-{number}.log", ended)
             _wait(members, ended, heard)
@@ -217,12 +218,8 @@ def _signals_to(members: list[_Member]) -> Iterator[list[int]]:
             if member.role == "worker":
                 member.tell(name)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
+    with handled(pass_on, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         yield heard
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _wait(members: list[_Member], ended: queue.Queue, heard: list[int]) -> None:

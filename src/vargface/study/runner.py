@@ -15,20 +15,17 @@ from tqdm import tqdm
 
 from vargface.errors import InputError
 from vargface.files import make_folder
+from vargface.runtime import THREADS
 from vargface.study.cells import Job
+from vargface.training.run_folder import generation_folder
 
-__all__ = ["generation_folder", "make_store", "run_jobs"]
+__all__ = ["make_store", "run_jobs"]
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = (sys.executable, "-m", "vargface")
 # seconds between looks at the processes
 PAUSE = 0.5
-
-
-def generation_folder(job: Job, generation: int) -> Path:
-    """Return the run folder of one generation of `job`."""
-    return job.folder if generation == 1 else job.folder / f"gen-{generation}"
 
 
 def make_store(teacher: str, data: str, store: Path) -> None:
@@ -45,7 +42,7 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> list[Path]:
     A training that fails is said and the others go on; the logs of those that did are returned. Ctrl-C and SIGTERM stop
     all of them, each with its state saved; run again, they go on.
     """
-    waiting = [job for job in jobs if not (generation_folder(job, job.generations) / "result.json").exists()]
+    waiting = [job for job in jobs if not (generation_folder(job.folder, job.generations) / "result.json").exists()]
     running: dict[subprocess.Popen, Job] = {}
     failed: list[Path] = []
     with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="training", disable=None) as bar:
@@ -72,8 +69,8 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> list[Path]:
 def _start(recipe: str, job: Job, at_once: int) -> subprocess.Popen:
     make_folder(job.folder.parent)
     environment = dict(os.environ)
-    if at_once > 1:
-        environment.setdefault("OMP_NUM_THREADS", "1")
+    if at_once > 1 and not THREADS:  # what is in the environment otherwise is this process's own setting
+        environment["OMP_NUM_THREADS"] = "1"
     with open(_log_of(job), "ab") as log:
         # in a session of its own: a terminal's Ctrl-C would reach it twice, which means to leave at once
         return subprocess.Popen(

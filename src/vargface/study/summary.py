@@ -17,10 +17,9 @@ from vargface.files import whole_file
 from vargface.inference import FrozenNetwork, unit
 from vargface.runtime import mx
 from vargface.study.cells import Job, Study, row_name
-from vargface.study.runner import generation_folder
 from vargface.teachers.models import TeacherModels
 from vargface.training.report import history_of
-from vargface.training.run_folder import read_json
+from vargface.training.run_folder import generation_folder, read_json
 from vargface.training.verifier import find_packs
 
 __all__ = ["Figures", "HeldOut", "figures_of", "paired", "summary"]
@@ -73,7 +72,7 @@ def figures_of(job: Job, generation: int, held_out: HeldOut) -> Figures | None:
 
     The cosine, which takes a while, is kept in the run folder as held-out.json.
     """
-    folder = generation_folder(job, generation)
+    folder = generation_folder(job.folder, generation)
     if not (folder / "result.json").exists():
         return None
     result, recipe = (read_json(folder / name) for name in ("result.json", "recipe.json"))

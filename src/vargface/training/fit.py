@@ -18,7 +18,7 @@ from vargface.files import locked_folder, scratch_folder
 from vargface.runtime import mx
 from vargface.training.generation import Generation
 from vargface.training.plan import make_plan
-from vargface.training.run_folder import RunFolder
+from vargface.training.run_folder import RunFolder, generation_folder
 from vargface.training.space import check_space
 from vargface.training.teacher import labels_of
 
@@ -50,7 +50,7 @@ def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
     weights = None
     with locked_folder(recipe.out) if team.leads else scratch_folder() as out:
         for number in range(1, (generation or recipe.generations) + 1):
-            folder = RunFolder(_folder(out, number), recipe, plan.trained_on)
+            folder = RunFolder(generation_folder(out, number), recipe, plan.trained_on)
             folders.append(folder)
             (finished,) = team.agreed(folder.result is not None)
             if not finished:
@@ -63,19 +63,14 @@ def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
     return folders if team.leads else []
 
 
-def _folder(out: Path, generation: int) -> Path:
-    return out if generation == 1 else out / f"gen-{generation}"
-
-
 def _check_forerunners(out: Path, generation: int) -> None:
     """Raise InputError where a generation before `generation` is not finished."""
     if generation < 1:
         raise InputError(f"--generation {generation}: the first one is 1")
     for number in range(1, generation):
-        if not (_folder(out, number) / "result.json").exists():
-            raise InputError(
-                f"{_folder(out, number)}: generation {number} is not finished - run it first: --generation {number}"
-            )
+        folder = generation_folder(out, number)
+        if not (folder / "result.json").exists():
+            raise InputError(f"{folder}: generation {number} is not finished - run it first: --generation {number}")
 
 
 def _last_centres(folder: RunFolder | None, recipe: EasyDict) -> Path | None:

@@ -175,7 +175,8 @@ class Generation:
         self._folder.verifications.drop_after(self._verified)
         self._folder.board.drop_after(self._step)
         for row in self._folder.log.rows():
-            self._watch(row)  # it goes by what came before, too; what it says of that was said
+            # it goes by what came before, too; what it says of that was said
+            self._watch({name: float(value) for name, value in row.items() if value})
 
     def _follow(self) -> None:
         """Begin where rank 0 of the team does."""
@@ -267,9 +268,9 @@ class Generation:
     def _log(self, means: Means) -> str:
         """Log the steps since the last row, and return what of it is shown beside the progress."""
         row = self._objective.of_labelled(means.take())
-        values = mx.nd.array(list(row.values()))
-        self._team.mean("row of the log", [values])
         if self._team.size > 1:
+            values = mx.nd.array(list(row.values()))
+            self._team.mean("row of the log", [values])
             row = dict(zip(row, map(float, values.asnumpy())))
         row["images_per_second"] *= self._team.size
         if not self._team.leads:

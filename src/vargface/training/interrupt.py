@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
-__all__ = ["Terminated", "interrupt_after_step", "terminated_by_sigterm", "unharmed_by_sigusr1"]
+__all__ = ["Terminated", "handled", "interrupt_after_step", "terminated_by_sigterm", "unharmed_by_sigusr1"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ REASONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable, *numbers: int) -> Iterator[None]:
+def handled(handler: Callable, *numbers: int) -> Iterator[None]:
     """Let `handler` have these signals in this block; outside the main thread, which alone gets signals, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,7 +52,7 @@ def terminated_by_sigterm() -> Iterator[None]:
             heard = True
             raise Terminated
 
-    with _handled(terminate, signal.SIGTERM):
+    with handled(terminate, signal.SIGTERM):
         yield
 
 
@@ -66,7 +66,7 @@ def unharmed_by_sigusr1() -> Iterator[None]:
     def say(_number: int, _frame: object) -> None:
         logger.info("SIGUSR1: no step since the last save, nothing to do")
 
-    with _handled(say, signal.SIGUSR1):
+    with handled(say, signal.SIGUSR1):
         yield
 
 
@@ -90,5 +90,5 @@ def interrupt_after_step() -> Iterator[SimpleNamespace]:
     def save(_number: int, _frame: object) -> None:
         stop.save = True
 
-    with _handled(ask, *REASONS), _handled(save, signal.SIGUSR1):
+    with handled(ask, *REASONS), handled(save, signal.SIGUSR1):
         yield stop

@@ -62,10 +62,10 @@ class CsvLog:
                 writer.writerows(rows)
         return columns
 
-    def rows(self) -> list[dict[str, float]]:
-        """Return the rows that are numbers throughout, cells without one left out; none where there is no file."""
+    def rows(self) -> list[dict[str, str]]:
+        """Return the rows, as text; none where there is no file."""
         with contextlib.suppress(FileNotFoundError), open(self._path, newline="") as file:
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+            return list(csv.DictReader(file))
         return []
 
     def drop_after(self, step: int) -> None:

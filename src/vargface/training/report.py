@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from vargface.eval.table import Result
 from vargface.eval.verification import Verification
 from vargface.files import whole_file
 from vargface.recipes import base
+from vargface.training.log import CsvLog
 from vargface.training.run_folder import RunFolder, best_of, distances_of, read_json
 from vargface.training.watch import Watch
 
@@ -35,14 +35,14 @@ def result_of(folder: RunFolder, name: str | None = None) -> Result:
 def history_of(folder: str | Path) -> History:
     """Return what the run in `folder`, finished or not, has logged. Raises InputError where there is no such run."""
     folder = Path(folder)
-    log = _rows(folder / "log.csv")
+    log = CsvLog(folder / "log.csv").rows()
     if not log:
         raise InputError(f"{folder}: no run that has logged a step - give the run folder, where log.csv is")
     try:
         columns = {name: np.array([float(row[name] or "nan") for row in log]) for name in log[0]}
         packs: dict[str, list[tuple[float, float]]] = {}
         xnorms: dict[str, list[tuple[float, float]]] = {}
-        for row in _rows(folder / "verification.csv"):
+        for row in CsvLog(folder / "verification.csv").rows():
             packs.setdefault(row["pack"], []).append((float(row["step"]), float(row["accuracy"])))
             if row.get("xnorm"):
                 xnorms.setdefault(row["pack"], []).append((float(row["step"]), float(row["xnorm"])))
@@ -59,7 +59,7 @@ def page_of(folders: Sequence[str | Path]) -> str:
 
 def write_report(folder: RunFolder) -> None:
     """Write report.html of a run that has logged something."""
-    if _rows(folder.path / "log.csv"):
+    if folder.log.rows():
         with whole_file(folder.path / "report.html", "w") as file:
             file.write(page_of([folder.path]))
 
@@ -88,14 +88,6 @@ def _warnings(history: History, recipe: dict) -> list[str]:
     watch = Watch(EasyDict({**base.recipe, **recipe}))
     rows = (dict(zip(history.log, values)) for values in zip(*history.log.values()))
     return [f"step {row['step']:.0f}: {text}" for row in rows for text in watch(row)]
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
 
 
 def _packs(figures: dict[str, dict]) -> dict[str, Verification]:

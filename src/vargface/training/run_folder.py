@@ -20,7 +20,7 @@ from vargface.recipes import base
 from vargface.runtime import mx
 from vargface.training.log import Board, CsvLog
 
-__all__ = ["RunFolder", "best_of", "distances_of", "read_json"]
+__all__ = ["RunFolder", "best_of", "distances_of", "generation_folder", "read_json"]
 
 # keys that say where things are and how often to look, not what is trained: they may differ when a run goes on.
 # That data, teacher and weights to start from are the same ones is told by what is in them (`trained_on`).
@@ -69,6 +69,11 @@ PAIRS = ("distances", "same")
 State = Tuple[Dict[str, Any], Tuple[Params, Params], bytes]
 
 logger = logging.getLogger(__name__)
+
+
+def generation_folder(out: Path, generation: int) -> Path:
+    """Return the folder of one generation of a run in `out`: that itself, then out/gen-2, ..."""
+    return out if generation == 1 else out / f"gen-{generation}"
 
 
 class RunFolder:

@@ -6,14 +6,12 @@ import os
 from collections.abc import Sequence
 
 from vargface.errors import InputError
+from vargface.jobs.orders import RANK
 from vargface.runtime import mx
 
-__all__ = ["KVSTORES", "RANK", "Team", "team_of"]
+__all__ = ["KVSTORES", "Team", "team_of"]
 
 KVSTORES = ("", "dist_sync", "dist_device_sync")
-# what `vargface launch` tells a worker: its number. MXNet's own rank follows from the order of ports and addresses, so
-# that another machine could lead, and look for the run folder, the next time
-RANK = "VARGFACE_RANK"
 # keys of the store below these are a table's of class centres, which servers update (centres.py)
 FIRST_KEY = 8
 NOTES = ("stop", "save")
