@@ -11,11 +11,15 @@ import ast
 import dataclasses
 import json
 import math
+import re
 from typing import Any
 
 __all__ = ["LayerCost", "NetworkCost", "network_cost"]
 
 FLOAT_BYTES = 4
+COUNTED = ("Convolution", "FullyConnected")
+# what the names of other operators that multiply matrices have in common, MXNet's numpy ones among them
+MULTIPLYING = re.compile(r"convol|correlation|dot|gemm|matmul|einsum|rnn|selfatt|syrk|trmm|khatri", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,18 @@ class NetworkCost:
     layers: tuple[LayerCost, ...]
     fixed_gammas: int  # of `params`: held at 1 by fix_gamma, though the published counts call them learnable
     file_bytes: int  # of the float32 .params file that MXNet 1.9 writes
+    uncounted: tuple[str, ...]  # nodes that multiply matrices and of which `flops` and `macs` have nothing
+
+    @property
+    def warning(self) -> str:
+        """What `flops` leaves out, in a sentence; "" where it is all."""
+        if not self.uncounted:
+            return ""
+        names = ", ".join(self.uncounted[:3]) + (", ..." if len(self.uncounted) > 3 else "")
+        return (
+            f"not in these FLOPs: {len(self.uncounted)} nodes that multiply ({names}), for the challenge counts "
+            "Convolution and FullyConnected alone - add theirs by hand"
+        )
 
     @property
     def flops(self) -> int:
@@ -123,7 +139,7 @@ def network_cost(
     inputs = {"data": (1, *input_shape), **other_inputs}
     nodes, shapes = _node_shapes(symbol, inputs)
     aux = set(symbol.list_auxiliary_states())
-    layers, seen, fixed_gammas = [], {}, 0
+    layers, seen, fixed_gammas, uncounted = [], {}, 0, []
     for index, node in enumerate(nodes):
         if node["op"] == "null":
             continue
@@ -136,8 +152,11 @@ def network_cost(
             sizes["aux" if name in aux else "arg"] += math.prod(seen[name])
             if node["op"] == "BatchNorm" and position == 1 and _fixes_gamma(node):
                 fixed_gammas += math.prod(seen[name])
+        if node["op"] not in COUNTED and MULTIPLYING.search(node["op"]):
+            uncounted.append(node["name"])
         output = shapes[index, 0]
         flops, macs = _cost_of(node, shapes, output)
         if flops or any(sizes.values()):
             layers.append(LayerCost(node["name"], node["op"], output[1:], flops, macs, sizes["arg"], sizes["aux"]))
-    return NetworkCost(tuple(layers), fixed_gammas, _saved_bytes(list(seen), list(seen.values())))
+    saved = _saved_bytes(list(seen), list(seen.values()))
+    return NetworkCost(tuple(layers), fixed_gammas, saved, tuple(uncounted))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vargface.runtime import mx
+from vargface.symbols.layers import direction
 
 __all__ = ["FORMS", "AngularDistillation", "get_symbol"]
 
@@ -42,7 +43,8 @@ def get_symbol(
 ) -> AngularDistillation:
     """Return the distillation loss of `embedding` against `teacher_embedding`, (N, D) float32 or float16.
 
-    Norms of 1e-3..1e18 do not matter; shorter ones count as shorter than a unit, longer ones as zero.
+    Their norms do not matter, within what `layers.direction` says: everything is finite at a zero vector, whose
+    direction is zero, and in float16.
 
     The gradient reaches the student and never the teacher. It is that of the sum over samples, as the margin softmax's:
     a Module's rescale_grad = 1 / (whole batch) makes it the paper's mean.
@@ -51,7 +53,6 @@ def get_symbol(
     weight that changes during training (a ramp; it splits over contexts as every label does), and 0 in one place leaves
     that sample out. It multiplies before MakeLoss, where it acts on the gradient too.
 
-    Norms are sqrt(sum of squares + 1e-10): everything is finite for a zero vector, whose direction is then zero.
     Raises ValueError for an unknown form or a negative weight.
     """
     if form not in FORMS:
@@ -59,7 +60,7 @@ def get_symbol(
     if not isinstance(weight, mx.sym.Symbol) and not weight >= 0:
         raise ValueError(f"weight = {weight}: must be at least 0")
     stop = mx.sym.BlockGrad
-    student, teacher = _direction(embedding), stop(_direction(teacher_embedding))
+    student, teacher = direction(embedding), stop(direction(teacher_embedding))
     # All three from the squared difference: 1 - cos itself has lost its digits where student and teacher agree.
     squared = mx.sym.sum(mx.sym.square(student - teacher), axis=1)
     distance = {"angular": squared, "shrink": mx.sym.square(squared / 2), "cosine": squared / 2}[form]
@@ -69,8 +70,3 @@ def get_symbol(
         distance=stop(distance, name="distillation_distance"),
         teacher_cosine=stop(mx.sym.sum(student * teacher, axis=1), name="teacher_cosine"),
     )
-
-
-def _direction(embedding: mx.sym.Symbol) -> mx.sym.Symbol:
-    """Return the rows of `embedding` at unit norm, float32."""
-    return mx.sym.L2Normalization(mx.sym.cast(embedding, dtype="float32"), mode="instance")

@@ -1,10 +1,14 @@
-"""Layers that the networks share: InsightFace's input scaling and its closing fully connected embedding."""
+"""What networks and losses share: the input's scaling, the closing dense embedding, an embedding's direction."""
 
 from __future__ import annotations
 
 from vargface.runtime import mx
 
-__all__ = ["batch_norm", "embedding_layer", "prelu", "scaled_input"]
+__all__ = ["batch_norm", "direction", "embedding_layer", "prelu", "scaled_input"]
+
+# The norm below which an embedding's gradient stops to grow: 65504 / 100, so that a loss whose gradient at unit norm is
+# below 655 (margin softmax: about scale * (1 + m1); Eq. 5: 2 * weight) fits into float16.
+_SHORTEST = 0.01
 
 
 def scaled_input(*, identity: bool = True) -> mx.sym.Symbol:
@@ -40,3 +44,18 @@ def embedding_layer(data: mx.sym.Symbol, embedding_size: int, *, fix_gamma: bool
     data = mx.sym.Flatten(data, name="flatten")
     data = mx.sym.FullyConnected(data, num_hidden=embedding_size, name="pre_fc1")
     return batch_norm(data, "fc1", fix_gamma=fix_gamma)
+
+
+def direction(embedding: mx.sym.Symbol) -> mx.sym.Symbol:
+    """Return the rows of `embedding` (N, D), float32 or float16, at unit norm, float32.
+
+    The norm is sqrt(sum of squares + 1e-10): exact for rows of norm 1e-3..1e18; the direction of a zero row is zero, and
+    that of a row whose square overflows float32. The gradient is exact from norm 0.01 on; that of a shorter row is what
+    it would be at 0.01, so that it is finite in float16, and no step throws a row near zero far away.
+    """
+    embedding = mx.sym.cast(embedding, dtype="float32")
+    exact = mx.sym.L2Normalization(embedding, mode="instance")
+    norm = mx.sym.sqrt(mx.sym.sum(mx.sym.square(embedding), axis=1, keepdims=True) + 1e-10)
+    share = mx.sym.BlockGrad(mx.sym.clip(norm / _SHORTEST, 0, 1))
+    bounded = mx.sym.broadcast_mul(exact, share)  # the value is made good, the gradient is not
+    return bounded + mx.sym.BlockGrad(exact - bounded)

@@ -29,6 +29,7 @@ import math
 from typing import NamedTuple
 
 from vargface.runtime import mx
+from vargface.symbols.layers import direction
 
 __all__ = ["MarginSoftmax", "get_symbol"]
 
@@ -66,8 +67,7 @@ def get_symbol(
 ) -> MarginSoftmax:
     """Return the margin-softmax head on `embedding` (N, embedding_size), float32 or float16.
 
-    Norms of 1e-3..1e18 do not matter; shorter ones count as shorter than a unit, and in float16 their gradient may
-    overflow; longer ones count as zero.
+    Norms do not matter, within what `layers.direction` says; gradients are finite at zero and in float16, too.
 
     `label` (N,) of any dtype holds class numbers 0..num_classes-1, exact to 2^24 (larger ones are clipped, so that none
     writes outside a buffer: whoever makes the labels checks them); a sample with a negative label is of no class: its
@@ -92,6 +92,7 @@ def get_symbol(
     change = mx.sym.expand_dims((target - value) * scale, axis=1)
     logits = logits + mx.sym.broadcast_mul(mx.sym.one_hot(label, depth=num_classes), change)
     cross_entropy = -mx.sym.pick(mx.sym.log_softmax(logits, axis=1), label, axis=1) * labelled
+    cross_entropy = mx.sym.relu(cross_entropy)  # log_softmax rounds a probability of 1 to as much as 1 + 1e-6
     correct = mx.sym.argmax(logits, axis=1) == label
 
     # SoftmaxOutput's backward is grad_scale * (p - onehot) whatever stands above it, in the buffer of p: were p an
@@ -124,7 +125,7 @@ def _check(**settings: float) -> None:
 def _scaled_cosines(embedding: mx.sym.Symbol, num_classes: int, embedding_size: int, scale: float) -> mx.sym.Symbol:
     """Return scale * cos(embedding, class), (N, num_classes) float32."""
     weight = mx.sym.Variable("fc7_weight", shape=(num_classes, embedding_size), init=mx.init.Normal(0.01))
-    embedding = mx.sym.L2Normalization(mx.sym.cast(embedding, dtype="float32"), mode="instance") * scale
+    embedding = direction(embedding) * scale
     weight = mx.sym.L2Normalization(weight, mode="instance")
     return mx.sym.FullyConnected(embedding, weight, num_hidden=num_classes, no_bias=True, name="fc7")
 

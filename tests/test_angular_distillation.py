@@ -137,6 +137,17 @@ def test_a_zero_vector_is_finite(form):
     assert np.isfinite(gradients["embedding"]).all()
 
 
+@pytest.mark.parametrize("form", angular_distillation.FORMS)
+@pytest.mark.parametrize("norm", [0, 6e-8, 1e-6, 1e-4])
+def test_a_short_student_has_a_bounded_gradient(form, norm):
+    student, teacher = pairs()
+    student = unit(student)
+    whole = run(student, teacher, form=form, weight=100.0)[1]["embedding"]
+    values, gradients = run(norm * student, teacher, form=form, weight=100.0, dtype="float16")
+    assert np.isfinite(values["loss"]).all() and np.isfinite(gradients["embedding"]).all()
+    assert np.abs(gradients["embedding"]).max() <= 101 * max(np.abs(whole).max(), 300)
+
+
 def test_float16_embeddings():
     student, teacher = (rows.astype(np.float16) for rows in pairs())
     values, gradients = run(student, teacher, dtype="float16")

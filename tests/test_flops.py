@@ -67,6 +67,7 @@ def test_networks_cost_what_the_challenge_counts(name):
     cost = network_cost(build())
     assert (cost.flops, cost.params, cost.aux_params) == (flops, params, aux_params)
     assert cost.payload_bytes == 4 * (params + aux_params)
+    assert not cost.warning
 
 
 def test_the_published_count_takes_fixed_gammas_as_learnable():
@@ -123,6 +124,17 @@ def test_a_grouped_conv_without_bias_is_rounded_down():
     wide = mx.sym.Convolution(data, name="conv", num_filter=6, kernel=(1, 1), num_group=6, no_bias=True)
     odd = mx.sym.Convolution(wide, name="odd", num_filter=3, kernel=(1, 1), num_group=3, no_bias=True)
     assert [layer.flops for layer in network_cost(odd, (6, 1, 1)).layers] == [11, 11]
+
+
+def test_what_multiplies_and_is_not_counted_is_said():
+    data = mx.sym.Variable("data")
+    up = mx.sym.Deconvolution(data, name="up", num_filter=4, kernel=(2, 2), stride=(2, 2))
+    product = mx.sym.dot(mx.sym.Flatten(up), mx.sym.Variable("matrix", shape=(64, 5)), name="product")
+    cost = network_cost(mx.sym.FullyConnected(product, name="out", num_hidden=2), (3, 2, 2))
+    assert cost.uncounted == ("up", "product")
+    assert "2 nodes that multiply (up, product)" in cost.warning
+    assert cost.flops == 2 * 5 * 2
+    assert not network_cost(small_symbol(), (3, 5, 5)).warning
 
 
 def test_file_size_is_that_of_a_written_file(tmp_path):

@@ -180,6 +180,33 @@ def test_the_loss_never_falls_as_the_angle_grows(m1, m2, m3, angles):
     assert target[0] - target[-1] > 0.2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("norm", [0, 6e-8, 1e-6, 1e-4, 5e-3])
+def test_a_short_embedding_has_a_bounded_gradient(dtype, norm):
+    embedding, weight, label = problem(batch=9)
+    embedding = unit(embedding)
+    _, whole, _ = run(embedding, weight, label)
+    values, short, to_weight = run(norm * embedding, weight, label, dtype=dtype)
+    assert np.isfinite(values["loss"]).all() and np.isfinite(to_weight).all()
+    assert np.isfinite(short).all() and np.abs(short).max() <= 101 * np.abs(whole).max()
+    if norm == 5e-3:  # exact in float32's value; the gradient is a norm of 0.01's
+        np.testing.assert_allclose(short, 100 * whole, rtol=0.02, atol=0.5)
+
+
+def test_a_loss_is_never_below_zero():
+    embedding, weight, label = problem(batch=64, classes=1)
+    values, to_embedding, _ = run(embedding, weight, label, m2=0.0)
+    assert (values["loss"] >= 0).all() and (values["loss"] < 1e-5).all()
+    assert np.abs(to_embedding).max() < 1e-5
+
+
+def test_a_loss_of_nan_stays_nan():
+    embedding, weight, label = problem(batch=3)
+    embedding[1] = np.nan
+    values, _, _ = run(embedding, weight, label)
+    assert list(np.isnan(values["loss"])) == [False, True, False]
+
+
 def test_float16_embedding():
     embedding, weight, label = problem(batch=9)
     embedding = (embedding * 50).astype(np.float16)

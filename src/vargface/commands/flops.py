@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from vargface.commands import add_command, takes_overrides
 
 __all__ = ["add_to"]
+
+logger = logging.getLogger(__name__)
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -32,6 +35,8 @@ def _flops(arguments: argparse.Namespace) -> None:
     cost = network_cost(symbol)
     if arguments.layers:
         print(layer_table(cost))
+    if cost.warning:
+        logger.warning("%s", cost.warning)
     print(f"challenge FLOPs {cost.flops:,}   MACs {cost.macs:,}")
     print(
         f"learnable parameters {cost.params:,}   payload {cost.payload_bytes:,} bytes   file {cost.file_bytes:,} bytes"

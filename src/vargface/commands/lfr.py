@@ -62,6 +62,8 @@ def _check(arguments: argparse.Namespace) -> int:
     network = Network(cost.flops, file_bytes, payload, dtypes, checkpoint.embedding_size)
     if arguments.layers:
         print(layer_table(cost), end="\n\n")
+    if cost.warning:
+        logger.warning("%s", cost.warning)
     print(f"FLOPs     {cost.flops:>13,}   {cost.flops / 1e6:,.1f} M")
     for name, size in (("file", file_bytes), ("payload", payload)):
         print(f"{name:<8} {size:>14,}   {size / 1e6:.2f} MB = {size / 2**20:.2f} MiB")
