@@ -2,12 +2,15 @@
 
     python benchmarks/prelu_forms.py [--batch 8] [--rounds 5]
     python benchmarks/prelu_forms.py --slopes
+    python benchmarks/prelu_forms.py --rounding FILE.params IMAGES.npz
 
 The first prints, for every form, images a second of forward and backward on one thread, the forms taking turns, median
 over rounds, and what the executor says it allocated. Squeeze-excitation and pooling are in their fast form in all rows
 but the first. DNNL_MAX_CPU_ISA is AVX2 as in training; a value from outside wins. --slopes counts, for each network as
 it is saved, the slopes whose gradient is a quarter of the true one (all slopes are at 0.25): MXNET_MKLDNN_ENABLED=0
-before it switches MKLDNN off.
+before it switches MKLDNN off. --rounding gives what each form of the graph is off in float32 from float64,
+as a share of the embedding's largest value, for each image in the file's `data` (N, 3, 112, 112), and what moving each
+weight by half a unit in its last place does to the native one.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ runtime.prepare_for_training()
 import numpy as np  # noqa: E402
 
 from vargface import graph  # noqa: E402
+from vargface.checkpoint import load_params, matching  # noqa: E402
 from vargface.eval.table import format_table  # noqa: E402
-from vargface.graph import Place, Rule, Writer, rewrite, training_form  # noqa: E402
+from vargface.graph import Place, Rule, Writer, inference_form, rewrite, training_form  # noqa: E402
 from vargface.runtime import mx  # noqa: E402
 from vargface.symbols import mobilefacenet, resnet, vargfacenet  # noqa: E402
 
@@ -150,13 +154,50 @@ def allocated(module: mx.mod.Module) -> int:
     return int(re.search(r"Total (\d+) MB allocated", executor.debug_str()).group(1))
 
 
+def rounding_table(params: str, file: str) -> list[list[str]]:
+    """Return a row for every form: its name, its error for each image."""
+    images, symbol = np.load(file)["data"], vargfacenet.get_symbol()
+    params = matching(symbol, load_params(params), params)
+
+    def embed(form: mx.sym.Symbol, dtype: str = "float32", moved: float = 0.0) -> np.ndarray:
+        random = np.random.default_rng(0)
+        args, auxs = ({name: value.asnumpy().astype(dtype) for name, value in values.items()} for values in params)
+        ulp = {
+            name: np.spacing(np.abs(value)) * random.choice([-moved, moved], value.shape)
+            for name, value in args.items()
+        }
+        args = {name: mx.nd.array(value.astype("float64") + ulp[name], dtype=dtype) for name, value in args.items()}
+        args["data"] = mx.nd.array(images, dtype=dtype)
+        auxs = {name: mx.nd.array(value, dtype=dtype) for name, value in auxs.items()}
+        executor = form.bind(mx.cpu(), args, grad_req="null", aux_states=auxs)
+        return executor.forward(is_train=False)[0].asnumpy().astype("float64")
+
+    # MXNet works out the native PReLU in float32 whatever the arrays are
+    exact = embed(inference_form(symbol), "float64")
+    found = {
+        "native symbol": embed(symbol),
+        "inference_form": embed(inference_form(symbol)),
+        "training_form": embed(training_form(symbol)),
+        "weights moved by half a unit": embed(symbol, moved=0.5) - embed(symbol) + exact,
+    }
+    return [
+        [name, *(f"{error:.1e}" for error in np.abs(value - exact).max(1) / np.abs(exact).max(1))]
+        for name, value in found.items()
+    ]
+
+
 def main() -> None:
-    """Print one of the two tables."""
+    """Print one of the three tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slopes", action="store_true", help="count the wrong gradients instead")
+    parser.add_argument("--rounding", nargs=2, metavar=("FILE.params", "IMAGES.npz"), help="errors of float32 instead")
     options = parser.parse_args()
+    if options.rounding:
+        rows = rounding_table(*options.rounding)
+        print(format_table(["form", *(f"image {n + 1}" for n in range(len(rows[0]) - 1))], rows, markdown=True))
+        return
     if options.slopes:
         print(format_table(["network", "a quarter", "otherwise wrong"], slopes_table(), markdown=True))
         return
