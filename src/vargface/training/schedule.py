@@ -22,7 +22,8 @@ def learning_rate_schedule(recipe: EasyDict) -> mx.lr_scheduler.LRScheduler:
     if recipe.schedule not in SCHEDULES:
         raise InputError(f"schedule = {recipe.schedule!r}: must be one of {', '.join(SCHEDULES)}")
     if recipe.warmup_steps >= recipe.steps:
-        raise InputError(f"warmup_steps = {recipe.warmup_steps}: must be fewer than steps = {recipe.steps} - 0 for no warm-up")
+        found = f"warmup_steps = {recipe.warmup_steps}"
+        raise InputError(f"{found}: must be fewer than steps = {recipe.steps} - 0 for no warm-up")
     if recipe.lr_factor > 1:
         raise InputError(f"lr_factor = {recipe.lr_factor}: must be at most 1")
     if recipe.schedule == "step":
