@@ -18,7 +18,7 @@ PANELS = {
     "distillation_loss": "distillation loss, weight included",
     "teacher_cosine": "cosine to the teacher (training images; 5th to 95th percentile)",
     "lr": "learning rate",
-    "margin_gradient": "gradient at the embedding, norm: margin (full line), distillation (dashed)",
+    "margin_gradient": "gradient at the embedding: margin (full), distillation (dashed)",
 }
 ACCURACY = "verification accuracy"
 XNORM = "norm of the embedding: training images (full line), packs"
