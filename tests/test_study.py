@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tiny
@@ -21,7 +22,8 @@ from vargface.inference import FrozenNetwork
 from vargface.recipe import load_recipe
 from vargface.study import runner
 from vargface.study.cells import Job, load_study
-from vargface.study.summary import Figures, HeldOut, figures_of, paired, summary
+from vargface.study.picture import draw_study
+from vargface.study.summary import Figures, HeldOut, collect, figures_of, paired, tables
 
 STUDY = """
 from easydict import EasyDict
@@ -113,6 +115,7 @@ def test_a_study_from_store_to_table(study, data, teacher, tmp_path, capsys):
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert printed == (out / "study.md").read_text()
+    assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line]
     assert [row[0] for row in rows[2:5]] == ["taught", "taught, generation 2", "Un-taught"]
     accuracy = json.loads((out / "cells/taught/seed-0/gen-2/result.json").read_text())["packs"]["pairs"]["accuracy"]
@@ -244,7 +247,7 @@ def test_means_and_deviations_are_those_of_the_seeds(study, tmp_path, monkeypatc
         return None if generation > 1 else Figures({"p": accuracy}, {"p": 0.25}, 0.5, 9.0)
 
     monkeypatch.setattr("vargface.study.summary.figures_of", figures)
-    table, differences = summary(found, jobs, None).split("\n\n")
+    table, differences = tables(found, collect(found, jobs, None)).split("\n\n")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert rows == [
         ["taught", "3", "70.00 ± 20.00", "25.0 ± 0.0", "0.500 ± 0.000", "9"],
@@ -252,6 +255,21 @@ def test_means_and_deviations_are_those_of_the_seeds(study, tmp_path, monkeypatc
     ]
     (row,) = ([cell.strip() for cell in line.split("|")[1:-1]] for line in differences.splitlines()[2:])
     assert row == ["teaching", "taught", "Un-taught", "3", "+10.00 ± 24.84", "+10.00 ± 24.84"]
+
+
+def test_the_picture_has_a_row_a_cell_and_a_dot_a_seed():
+    def figures(accuracy):
+        return Figures({"a": accuracy, "b": accuracy - 0.2}, {"a": 0.1, "b": 0.3}, float("nan"), 9.0)
+
+    def dots(found):
+        picture = cv2.imdecode(np.frombuffer(draw_study(found), np.uint8), cv2.IMREAD_COLOR)
+        blue = (picture[..., 0].astype(int) - picture[..., 2]) > 60
+        return picture.shape[0], cv2.connectedComponents(blue.astype(np.uint8))[0] - 1
+
+    one_row, two = dots({"taught": {0: figures(0.6), 1: figures(0.9)}})
+    assert two == 2 + 1  # accuracies apart, TARs on one place, no cosine
+    two_rows, more = dots({"taught": {0: figures(0.6), 1: figures(0.9)}, "not": {0: figures(0.7)}})
+    assert two_rows > one_row and more == 3 + 2
 
 
 def test_a_cell_that_is_not_finished_has_no_figures(tmp_path):

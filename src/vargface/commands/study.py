@@ -33,8 +33,9 @@ def _study(arguments: argparse.Namespace) -> None:
     from vargface.recipe import load_recipe
     from vargface.runtime import cores
     from vargface.study.cells import load_study
+    from vargface.study.picture import draw_study
     from vargface.study.runner import make_store, run_jobs
-    from vargface.study.summary import HeldOut, summary
+    from vargface.study.summary import HeldOut, collect, tables
     from vargface.training.plan import make_plan
 
     study = load_study(arguments.study)
@@ -52,9 +53,12 @@ def _study(arguments: argparse.Namespace) -> None:
         with locked_folder(out):
             make_store(recipe.teacher, recipe.data, out / "store")
             failed = run_jobs(study.path, jobs, arguments.jobs or cores())
-    tables = summary(study, jobs, HeldOut(recipe.data, recipe.packs))
-    print(tables)
+    found = collect(study, jobs, HeldOut(recipe.data, recipe.packs))
+    text = tables(study, found)
+    print(text)
     with whole_file(out / "study.md", "w") as file:
-        file.write(f"{tables}\n")
+        file.write(f"{text}\n")
+    with whole_file(out / "study.png", "wb") as file:
+        file.write(draw_study(found))
     if failed:  # a cell that diverges is a result, too: the others are told of first
         raise InputError(f"{len(failed)} of {len(jobs)} trainings failed - see {', '.join(map(str, failed))}")

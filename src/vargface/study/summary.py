@@ -22,7 +22,7 @@ from vargface.training.report import history_of
 from vargface.training.run_folder import generation_folder, read_json
 from vargface.training.verifier import find_packs
 
-__all__ = ["Figures", "HeldOut", "figures_of", "paired", "summary"]
+__all__ = ["Figures", "HeldOut", "collect", "figures_of", "paired", "tables"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,11 @@ class Figures:
     def mean_accuracy(self) -> float:
         """The mean over the packs."""
         return float(np.mean(list(self.accuracy.values())))
+
+    @property
+    def mean_tar(self) -> float:
+        """The mean over the packs."""
+        return float(np.mean(list(self.tar.values())))
 
 
 class HeldOut:
@@ -106,10 +111,10 @@ def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, floa
     return float(differences.mean()), float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
 
 
-def summary(study: Study, jobs: Sequence[Job], held_out: HeldOut) -> str:
-    """Return the study's two tables in Markdown: a row a cell and generation, a row a comparison.
+def collect(study: Study, jobs: Sequence[Job], held_out: HeldOut) -> dict[str, dict[int, Figures]]:
+    """Return row -> seed -> figures of what is finished, rows in the order of the study's cells.
 
-    Raises InputError where nothing is finished.
+    Raises InputError where nothing is.
     """
     found: dict[str, dict[int, Figures]] = {}
     for cell in study.cells:
@@ -120,6 +125,11 @@ def summary(study: Study, jobs: Sequence[Job], held_out: HeldOut) -> str:
                     found.setdefault(row_name(cell, generation), {})[job.seed] = figures
     if not found:
         raise InputError("nothing of the study is finished yet - run it without --summary")
+    return found
+
+
+def tables(study: Study, found: Mapping[str, Mapping[int, Figures]]) -> str:
+    """Return the study's two tables in Markdown: a row a cell and generation, a row a comparison."""
     packs = list(next(iter(next(iter(found.values())).values())).accuracy)
     header = ["", "seeds", *(f"{pack} %" for pack in packs), *(f"TAR {pack} %" for pack in packs), "cosine", "img/s"]
     rows = [[name, str(len(of_seed)), *_row(list(of_seed.values()), packs)] for name, of_seed in found.items()]
