@@ -21,8 +21,8 @@ __all__ = ["draw_data", "run_demo"]
 
 logger = logging.getLogger(__name__)
 
-# as much as the steps of the recipes see; the packs are of other people than the training set
-DATA = {"identities": 200, "images_per_identity": 30, "pairs": 300, "seed": 0}
+# the packs are of other people than the training set
+DATA = {"identities": 200, "images_per_identity": 50, "pairs": 300, "seed": 0}
 OUT = "runs/demo"
 
 
