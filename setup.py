@@ -6,6 +6,7 @@ PACKAGE_DIR = {
     "vargface": "src/vargface",
     "vargface.commands": "src/vargface/commands",
     "vargface.data": "src/vargface/data",
+    "vargface.data.check": "src/vargface/data/check",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
     "vargface.deploy": "src/vargface/deploy",
     "vargface.jobs": "src/vargface/jobs",
