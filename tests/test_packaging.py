@@ -122,18 +122,20 @@ def installed_requirements(package: str, extras: set[str]) -> list[str]:
         lines = importlib.metadata.requires(package) or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    markers = {line: Requirement(line).marker for line in lines}
-    return [
-        line
-        for line, marker in markers.items()
-        if marker is None or any(marker.evaluate({"extra": extra}) for extra in {"", *extras})
-    ]
+    return [line for line in lines if any(wanted_here(line, extra) for extra in {"", *extras})]
+
+
+def wanted_here(line: str, extra: str = "") -> bool:
+    """Whether this Python needs the requirement `line`."""
+    marker = Requirement(line).marker
+    return marker is None or marker.evaluate({"extra": extra})
 
 
 def test_lock_pins_whatever_an_install_brings(root, declared):
     pins = lock(root)
     extras = declared["extras_require"]
-    waiting = [*declared["install_requires"], *extras["cpu"], *extras["export"], *extras["dev"]]
+    lines = [*declared["install_requires"], *extras["cpu"], *extras["export"], *extras["dev"]]
+    waiting = [line for line in lines if wanted_here(line)]
     seen = set()
     while waiting:
         line = waiting.pop()
