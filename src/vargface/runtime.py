@@ -17,7 +17,7 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ __all__ = [
     "cores",
     "cuda_files",
     "flavours",
+    "is_thread_count",
     "machine",
     "mx",
     "preload_cuda",
@@ -126,7 +127,10 @@ def prepare_for_embedding() -> None:
 
 def flavours() -> list[str]:
     """Return the names of the installed builds of MXNet, sorted: ["mxnet"], ["mxnet-cu112"], none, or several."""
-    names = {str(found.metadata["Name"]).lower() for found in importlib.metadata.distributions()}
+    names = set()
+    for found in importlib.metadata.distributions():
+        with contextlib.suppress(UnicodeDecodeError):  # a package that is not ours to mend
+            names.add(str(found.metadata["Name"]).lower())
     return sorted(name for name in names if re.fullmatch(r"mxnet(-(mkl|native|cu\d+(mkl)?))?", name))
 
 
@@ -206,8 +210,10 @@ def _why_no_gpu(mxnet: ModuleType) -> str:
 def _mxnet() -> ModuleType:
     """Return the module `mxnet`, imported after the settings and repairs it needs.
 
-    Raises InputError where it is not installed, installed twice, or does not load.
+    Raises InputError where it is not installed, installed twice, or does not load, and where OMP_NUM_THREADS is no
+    number.
     """
+    _check_threads(os.environ)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     installed = flavours()
@@ -219,11 +225,28 @@ def _mxnet() -> ModuleType:
             preload_cuda()
         with warnings.catch_warnings():  # what Python and numpy deprecate in MXNet 1.9.1 is nothing a user can mend
             warnings.simplefilter("ignore")
-            return importlib.import_module("mxnet")
+            mxnet = importlib.import_module("mxnet")
+        if not str(getattr(mxnet, "__version__", "none")).startswith("1."):
+            raise ImportError(f"not version 1.9.1, but {getattr(mxnet, '__version__', 'an empty folder')}")
+        return mxnet
     except (OSError, RuntimeError, ImportError, AttributeError) as error:
         what, fix = installed[0] if installed else "mxnet", USE_CPU if "mxnet-cu112" in installed else REINSTALL
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{what} is installed but does not load: {why} - {fix}") from error
+
+
+def _check_threads(environment: MutableMapping[str, str]) -> None:
+    """Raise InputError where OMP_NUM_THREADS is not what MXNet takes: it would end the process. Empty is as unset."""
+    asked = environment.get("OMP_NUM_THREADS")
+    if asked == "":
+        del environment["OMP_NUM_THREADS"]
+    elif asked is not None and not is_thread_count(asked):
+        raise InputError(f"OMP_NUM_THREADS={asked} is no number of threads - give a whole number, or unset it")
+
+
+def is_thread_count(text: str) -> bool:
+    """Return whether `text` is a whole number from 1 on, as MXNet reads OMP_NUM_THREADS (OpenMP takes lists, too)."""
+    return re.fullmatch("0*[1-9][0-9]{0,8}", text, re.ASCII) is not None
 
 
 def _check_install(installed: list[str]) -> None:
