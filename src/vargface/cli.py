@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _output_is_lost() -> bool:
     """Return whether standard output takes no more, and if so let nothing more go there."""
     try:
-        sys.stdout.flush()
+        print(flush=True)  # flushing alone says nothing where Python holds nothing back
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
