@@ -180,6 +180,12 @@ class TestRefused:
 # --- no place to write to
 
 
+@pytest.mark.parametrize("command", [["verify", "--model", "m,0", "p.bin"], ["rec", "info", "d"], ["flops"]])
+def test_numpy_2_is_told_before_anything_that_does_not_load_with_it(command, capsys, monkeypatch):
+    monkeypatch.setattr("vargface.runtime.np.__version__", "2.1.0")
+    assert refused(command, capsys).startswith("numpy 2.1.0 is installed, MXNet 1.9.1 needs an older one - pip")
+
+
 @pytest.mark.parametrize(
     ("into", "code", "said"),
     [("| true", "141", ""), ("> /dev/full", "2", "vargface: error: the output: cannot write (No space left on")],

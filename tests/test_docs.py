@@ -215,6 +215,11 @@ def test_every_public_name_has_a_docstring():
     assert undocumented(example, "m") == ["m", "m.A", "m.A.b", "m.f"]
 
 
+def test_the_index_lists_every_document():
+    linked = re.findall(r"^\| \[(.+?)\]\(\1\)", (ROOT / "docs" / "README.md").read_text(), re.MULTILINE)
+    assert sorted([*linked, "README.md"]) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(path):
     text = path.read_text()

@@ -27,6 +27,7 @@ from vargface.commands import (
     verify,
 )
 from vargface.errors import InputError
+from vargface.runtime import check_numpy
 from vargface.training.interrupt import Terminated, terminated_by_sigterm, unharmed_by_sigusr1
 
 __all__ = ["main"]
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts
     arguments = parsed(_parser(), argv)
     try:
+        if arguments.command != "doctor":  # which says it, and what else there is to say
+            check_numpy()
         with terminated_by_sigterm(), unharmed_by_sigusr1():
             code = arguments.run(arguments) or 0
             sys.stdout.flush()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "THREADS",
     "USE_CPU",
+    "check_numpy",
     "contexts",
     "cores",
     "cuda_files",
@@ -256,11 +257,16 @@ def _check_install(installed: list[str]) -> None:
     if len(installed) > 1:
         fix = f"pip uninstall -y {' '.join(installed)}, then {INSTALL}"
         raise InputError(f"{' and '.join(installed)} are installed side by side but own the same folder - {fix}")
-    if int(np.__version__.partition(".")[0]) >= 2:
-        raise InputError(f"numpy {np.__version__} is installed, MXNet 1.9.1 needs an older one - pip install 'numpy<2'")
+    check_numpy()
     if importlib.util.find_spec("distutils") is None:  # gone from Python 3.12 on, where setuptools brings its own
         version = "{}.{}".format(*sys.version_info)
         raise InputError(f"Python {version} has no distutils, MXNet 1.9.1 needs it - use Python 3.8 to 3.11")
+
+
+def check_numpy() -> None:
+    """Raise InputError where numpy is of a version at which MXNet, or OpenCV built for an older one, does not load."""
+    if int(np.__version__.partition(".")[0]) >= 2:
+        raise InputError(f"numpy {np.__version__} is installed, MXNet 1.9.1 needs an older one - pip install 'numpy<2'")
 
 
 def _restore_numpy_names() -> None:
