@@ -56,9 +56,10 @@ export: .venv/.installed ## MODEL=PREFIX,EPOCH as ONNX: OUT=FILE.onnx; with CALI
 test: .venv/.installed ## every test; ARGS="-k name" for some
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q $(ARGS)
 
-lint: .venv/.installed ## style and format, as ruff sees them
+lint: .venv/.installed ## style and format, as ruff sees them; nothing that Python 3.8 lacks
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/vermin --quiet --no-tips --violations --target=3.8- --exclude file src symbols eval recipes tests benchmarks setup.py
 
 bench: .venv/.installed ## ratios to the originals: a training step, a teacher, the head's memory, verification, LFR scoring, reading, inference
 	.venv/bin/python benchmarks/training_step.py

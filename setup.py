@@ -6,6 +6,7 @@ PACKAGE_DIR = {
     "vargface": "src/vargface",
     "vargface.commands": "src/vargface/commands",
     "vargface.data": "src/vargface/data",
+    "vargface.data.check": "src/vargface/data/check",
     "vargface.data.synthetic": "src/vargface/data/synthetic",
     "vargface.deploy": "src/vargface/deploy",
     "vargface.jobs": "src/vargface/jobs",
@@ -56,7 +57,7 @@ EXTRAS_REQUIRE = {
         'ml_dtypes>=0.4 ; python_version >= "3.9"',
     ],
     # setuptools and wheel: the packaging test builds the wheel offline
-    "dev": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "setuptools>=70.1,<81", "wheel>=0.40"],
+    "dev": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "vermin>=1.6", "setuptools>=70.1,<81", "wheel>=0.40"],
 }
 
 setup(

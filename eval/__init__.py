@@ -1,0 +1,1 @@
+"""Verification, FLOPs, tables, curves and pictures: numpy in, numbers and pictures out."""

@@ -14,6 +14,7 @@ import numpy as np
 from vargface.eval.curves import History, draw_curves
 from vargface.eval.pictures import draw_roc, draw_scores
 from vargface.eval.roc import roc
+from vargface.eval.table import few_pairs_note, tar_mark
 from vargface.eval.verification import Verification
 
 __all__ = ["Run", "report_page"]
@@ -143,7 +144,7 @@ def _verification(runs: Sequence[Run]) -> str:
     for run in runs:
         for name, result in run.packs.items():
             accuracy = f"{_percent(result.accuracy)} ± {_percent(result.accuracy_std)}"
-            tar = f"{_percent(result.tar)} at FAR {result.far_target:g}"
+            tar = f"{_percent(result.tar)}{tar_mark(result)} at FAR {result.far_target:g}"
             rows.append(
                 [
                     *([run.name] if len(runs) > 1 else []),
@@ -158,7 +159,10 @@ def _verification(runs: Sequence[Run]) -> str:
                 ]
             )
     head = ["pack", "accuracy %", "TAR %", "AUC %", "EER %", "cosine threshold", "xnorm", "pairs"]
-    return _table(["run", *head] if len(runs) > 1 else head, rows) if rows else ""
+    if not rows:
+        return ""
+    note = few_pairs_note(result for run in runs for result in run.packs.values())
+    return _table(["run", *head] if len(runs) > 1 else head, rows) + (f"<p>{_text(note)}</p>" if note else "")
 
 
 def _pairs(runs: Sequence[Run]) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vargface.eval.flops import NetworkCost
 from vargface.eval.verification import FARS, Verification
 
-__all__ = ["Result", "details_table", "format_table", "layer_table", "results_table"]
+__all__ = ["Result", "details_table", "few_pairs_note", "format_table", "layer_table", "results_table", "tar_mark"]
 
 MISSING = "-"
 FEW_PAIRS = "fewer than 1 / FAR pairs of different people choose the threshold: the rate is that of a handful of pairs"
@@ -34,7 +34,7 @@ def format_table(
     left: the columns that are aligned to the left; the others (numbers) to the right.
     """
     if markdown:
-        header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+        header, *rows = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in row] for row in (header, *rows)]
     widths = [max(3, *(len(row[column]) for row in (header, *rows))) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -58,13 +58,22 @@ def _far(share: float) -> str:
     return f"{float(digits):g}e{int(exponent)}"
 
 
+def tar_mark(found: Verification) -> str:
+    """Return "*" for a TAR that the pack has too few different pairs to tell, else "" (also where it has no TAR)."""
+    return "" if math.isnan(found.tar) or found.tells_tar else "*"
+
+
+def few_pairs_note(packs: Iterable[Verification], *, markdown: bool = False) -> str:
+    """Return the line that says what `tar_mark` marks, "" where it marks none of `packs`."""
+    mark = "\\*" if markdown else "*"
+    return f"{mark} {FEW_PAIRS}" if any(map(tar_mark, packs)) else ""
+
+
 def results_table(results: Sequence[Result], *, markdown: bool = False) -> str:
     """Return a row a result: accuracy ± std and TAR@FAR of each pack in per cent, parameters, MFLOPs, checkpoint.
 
     A TAR that a pack has too few different pairs to tell is given as InsightFace gives it, with a mark and a last line.
     """
-    mark = "\\*" if markdown else "*"
-    marked = False
     columns = list(dict.fromkeys((pack, v.far_target) for result in results for pack, v in result.packs.items()))
     header = ["model"]
     for pack, far in columns:
@@ -78,15 +87,14 @@ def results_table(results: Sequence[Result], *, markdown: bool = False) -> str:
             if found is None or found.far_target != far:
                 row += [MISSING, MISSING]
             else:
-                few = not (math.isnan(found.tar) or found.tells_tar)
-                marked |= few
                 row.append(f"{_percent(found.accuracy)} ± {_percent(found.accuracy_std)}")
-                row.append(_percent(found.tar) + (mark if few else ""))
+                row.append(_percent(found.tar) + tar_mark(found))
         row.append(MISSING if result.params is None else f"{result.params:,}")
         row.append(MISSING if result.flops is None else f"{result.flops / 1e6:,.1f}")
         rows.append([*row, result.checkpoint or MISSING])
     table = format_table(header, rows, left=(0, len(header) - 1), markdown=markdown)
-    return f"{table}\n\n{mark} {FEW_PAIRS}" if marked else table
+    note = few_pairs_note((v for result in results for v in result.packs.values()), markdown=markdown)
+    return f"{table}\n\n{note}" if note else table
 
 
 def details_table(packs: Mapping[str, Verification]) -> str:

@@ -1,0 +1,1 @@
+"""One module, one experiment; `base` holds every key, its default and its meaning."""

@@ -1,0 +1,1 @@
+"""What is computed: networks and loss heads as functions that return MXNet symbols."""

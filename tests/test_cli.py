@@ -180,6 +180,23 @@ class TestRefused:
 # --- no place to write to
 
 
+@pytest.mark.parametrize("command", [["verify", "--model", "m,0", "p.bin"], ["rec", "info", "d"], ["flops"]])
+def test_numpy_2_is_told_before_anything_that_does_not_load_with_it(command, capsys, monkeypatch):
+    monkeypatch.setattr("vargface.runtime.np.__version__", "2.1.0")
+    assert refused(command, capsys).startswith("numpy 2.1.0 is installed, MXNet 1.9.1 needs an older one - pip")
+
+
+@pytest.mark.parametrize(
+    ("into", "code", "said"),
+    [("| true", "141", ""), ("> /dev/full", "2", "vargface: error: the output: cannot write (No space left on")],
+)
+def test_output_that_nobody_takes_has_no_traceback(into, code, said, tmp_path):
+    command = f"({sys.executable} -m vargface doctor; echo $? >&2) {into}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == code
+    assert done.stderr.startswith(said) and "Traceback" not in done.stderr
+
+
 def test_a_file_in_the_way_of_the_run_folder(arguments, tmp_path, capsys, tiny_network):
     (tmp_path / "run").write_text("mine")
     assert refused(arguments(), capsys).startswith(f"{tmp_path / 'run'}: cannot write there (File exists)")

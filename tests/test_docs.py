@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from vargface import cli, demo
 from vargface.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("src/vargface", "symbols", "eval", "recipes", "benchmarks")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # what is as long as its user has patience for, made short
@@ -186,6 +188,36 @@ def test_every_make_command_is_a_door_that_runs_what_parses(command):
 def test_no_command_of_the_documents_is_left_out():
     unknown = [command for command in DOCUMENTED if not command.startswith(("vargface ", "make ", *OTHERS))]
     assert not unknown
+
+
+def undocumented(node: ast.Module | ast.ClassDef, name: str) -> list[str]:
+    """Which public names in `node`, itself first, have no docstring."""
+    found = [] if ast.get_docstring(node) else [name]
+    for inner in node.body:
+        if isinstance(inner, ast.ClassDef) and inner.name[0] != "_":
+            found += undocumented(inner, f"{name}.{inner.name}")
+        elif isinstance(inner, ast.FunctionDef) and (inner.name[0] != "_" or inner.name == "__call__"):
+            found += [] if ast.get_docstring(inner) else [f"{name}.{inner.name}"]
+    return found
+
+
+def test_every_public_name_has_a_docstring():
+    """Also those that no `__all__` lists, of which the linter does not ask one."""
+    files = [path for folder in PACKAGES for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(files) > 100
+    missing = [
+        name for path in files for name in undocumented(ast.parse(path.read_text()), str(path.relative_to(ROOT)))
+    ]
+    assert not missing
+    example = ast.parse(
+        "class A:\n    def b(self): ...\n    def _c(self): ...\nclass _D:\n    def e(self): ...\ndef f(): ..."
+    )
+    assert undocumented(example, "m") == ["m", "m.A", "m.A.b", "m.f"]
+
+
+def test_the_index_lists_every_document():
+    linked = re.findall(r"^\| \[(.+?)\]\(\1\)", (ROOT / "docs" / "README.md").read_text(), re.MULTILINE)
+    assert sorted([*linked, "README.md"]) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -89,7 +89,8 @@ def test_python(look, monkeypatch, version, distutils, mark):
 
 
 @pytest.mark.parametrize(
-    ("asked", "mark"), [("", OK), ("1", OK), ("100000", WARNING), ("0", WARNING), ("all", WARNING)]
+    ("asked", "mark"),
+    [("", OK), ("1", OK), ("100000", WARNING), ("0", FAULT), ("all", FAULT), ("2,2", FAULT), ("²", FAULT)],
 )
 def test_threads(look, asked, mark):
     assert marks(look(threads=asked)["threads"]) == [mark]

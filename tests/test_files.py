@@ -13,7 +13,7 @@ import pytest
 from tiny import largest_file, small_disk
 
 from vargface.errors import InputError
-from vargface.files import locked_file, locked_folder, make_folder, save_whole, whole_file
+from vargface.files import locked_file, locked_folder, make_folder, open_file, save_whole, whole_file
 
 
 @pytest.fixture
@@ -49,6 +49,16 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, stop):
         raise stop("this one")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_only_files_are_opened(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"content")
+    with open_file(tmp_path / "a.bin") as file:
+        assert file.read() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    for other, why in (("pipe", "a pipe or a device"), (".", "Is a directory"), ("none", "No such file")):
+        with pytest.raises(OSError, match=why):
+            open_file(tmp_path / other)
 
 
 def test_a_missing_folder_is_said(tmp_path):

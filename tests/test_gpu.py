@@ -133,6 +133,11 @@ def test_nvidia_smi_without_libcuda_is_explained(tmp_path, monkeypatch):
     assert "driver capability 'compute'" in reason
 
 
+def test_a_library_of_that_name_that_is_none_means_cpu():
+    extra, reason = choose(survey(lambda name: ctypes.CDLL(None)))  # this process: no cuInit in it
+    assert (extra, reason) == ("cpu", "the NVIDIA driver offers no GPU (its libcuda.so.1 has no cuInit)")
+
+
 def run_bare(**environment: str) -> subprocess.CompletedProcess[str]:
     """Run gpu.py as the Makefile does, without site-packages."""
     command = [sys.executable, "-I", "-S", str(SCRIPT)]

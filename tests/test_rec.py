@@ -420,6 +420,18 @@ def test_check_names_every_record_that_cannot_be_read_whatever_was_overwritten(f
     assert any("record 5: is damaged (another record starts inside of it)" in line for line in faults(folder))
 
 
+@pytest.mark.parametrize("name", ["train.idx", "images.idx", "property"])
+def test_check_and_training_do_not_wait_for_pipes(folder, capsys, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    reader = subprocess.run([sys.executable, "-m", "vargface", "rec", "check", folder], capture_output=True, timeout=60)
+    assert reader.returncode == 1
+    assert f"{folder}/{name}: cannot read (a pipe or a device, not a file)" in reader.stdout.decode()
+    if name == "train.idx":
+        with pytest.raises(InputError, match="a pipe or a device, not a file"):
+            FaceRecords(folder)
+
+
 def test_check_of_what_is_no_folder(tmp_path, capsys):
     assert "no such folder" in refused(capsys, "check", tmp_path / "none")
     assert "no train.rec in it" in refused(capsys, "check", tmp_path)

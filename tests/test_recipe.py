@@ -135,7 +135,12 @@ def test_an_argument_without_a_value_is_refused():
 def test_a_missing_file_lists_what_there_is(name, tmp_path):
     message = refused(str(tmp_path / name))
     assert message.startswith(f"recipe '{tmp_path / name}': no such file - give a path, or one of ")
-    assert all(known in message for known in SHIPPED)
+    assert all(known in message for known in (*SHIPPED, "study/real_mini"))
+
+
+@pytest.mark.parametrize("name", ["other/demo_student", "../recipes/demo_student", "study", "study/__init__"])
+def test_only_names_of_recipes_are_names(name):
+    assert refused(name).startswith(f"recipe '{name}': no such file")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,9 @@ def test_training_leaves_a_page_of_itself(make, teacher, tmp_path):
     found = row(reader, "pairs")
     assert found[1].startswith(f"{100 * figures['accuracy']:.2f} ±")
     assert found[-2:] == [f"{figures['xnorm']:.2f}", "10"]
+    # five different pairs do not tell a TAR at FAR 1e-3
+    assert re.fullmatch(r"[0-9.]+\* at FAR 0\.001", found[2])
+    assert "* fewer than 1 / FAR pairs" in reader.text
     assert set(reader.pictures) == {"curves by step", "ROC on pairs", "cosines on pairs, run"}
     assert all(re.match(r"data:image/png;base64,iVBOR", source) for source in reader.pictures.values())
     assert row(reader, "lr")[1:] == ["0.02", "0.1"] and row(reader, "batch_size")[1:] == ["4", "512"]

@@ -19,6 +19,7 @@ from vargface.gpu import Gpu, Survey
 HONEST = """
 import os, warnings
 import numpy as np
+__version__ = "1.9.1"
 assert (np.bool, np.int, np.float, np.object) == (bool, int, float, object)
 warnings.warn("something of 2019", DeprecationWarning)
 print(os.environ["OMP_NUM_THREADS"])
@@ -101,6 +102,37 @@ def test_an_install_that_does_not_load_gives_its_reason_and_a_fix(site, text, re
     assert f"{reason} - pip install --force-reinstall --no-deps mxnet==1.9.1" in message
 
 
+@pytest.mark.parametrize(("text", "found"), [("", "an empty folder"), ("__version__ = '2.0.0'", "2.0.0")])
+def test_what_is_no_mxnet_1_is_told_apart(site, text, found):
+    """What is left of it when one of two builds in the same folder was uninstalled is still imported."""
+    site.module("mxnet", text)
+    site.distribution("mxnet")
+    message = site.error()
+    assert message.startswith(f"mxnet is installed but does not load: not version 1.9.1, but {found} - pip install")
+
+
+@pytest.mark.parametrize("threads", ["abc", "2,2", "0", "-1", "²", "99999999999"])
+def test_threads_that_would_end_the_process_are_refused(site, threads):
+    site.module("mxnet", HONEST)
+    site.distribution("mxnet")
+    expected = f"OMP_NUM_THREADS={threads} is no number of threads - give a whole number, or unset it"
+    assert site.error(OMP_NUM_THREADS=threads) == expected
+
+
+def test_no_threads_given_are_those_of_the_cores(site):
+    site.module("mxnet", HONEST)
+    site.distribution("mxnet")
+    assert site.run("from vargface.runtime import mx", OMP_NUM_THREADS="").stdout == f"{runtime.cores()}\n"
+
+
+def test_a_package_whose_metadata_is_damaged_is_passed_over(site):
+    site.distribution("mxnet")
+    site.distribution("other")
+    (site.folder / "other-1.9.1.dist-info" / "METADATA").write_bytes(b"Name: \xff")
+    done = site.run("from vargface.runtime import flavours; print(flavours())")
+    assert (done.stdout, done.stderr) == ("['mxnet']\n", "")
+
+
 def test_cuda_build_without_a_driver_points_to_the_cpu_build(site):
     site.module("mxnet", "")
     site.distribution("mxnet-cu112")
@@ -171,7 +203,7 @@ def test_the_thread_that_calls_starts_no_openmp_threads_of_its_own(site):
 )
 def test_training_sets_mkldnn_before_mxnet_is_loaded(site, monkeypatch, own, seen):
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
-    site.module("mxnet", "import os; print(os.environ.get('DNNL_MAX_CPU_ISA'))")
+    site.module("mxnet", "import os; __version__ = '1.9.1'; print(os.environ.get('DNNL_MAX_CPU_ISA'))")
     site.distribution("mxnet")
     use = "from vargface.runtime import mx"
     assert (

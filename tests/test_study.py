@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from vargface.checkpoint import load_checkpoint
 from vargface.cli import main
 from vargface.data.packs import read_pack
 from vargface.errors import InputError
+from vargface.eval.verification import verify
 from vargface.inference import FrozenNetwork
 from vargface.recipe import load_recipe
 from vargface.study import runner
@@ -40,6 +42,9 @@ cells = {
 main = ["Un-taught"]
 comparisons = [("taught", "Un-taught", "teaching"), ("taught, generation 2", "taught", "again")]
 """
+
+# ten pairs of one person, of which a test sets what it needs
+PACK = verify(np.ones((20, 2)), [True] * 10)
 
 
 @pytest.fixture
@@ -236,22 +241,26 @@ def test_a_store_that_cannot_be_written_ends_the_study(tmp_path, monkeypatch):
             runner.make_store("t", "d", tmp_path / "store")
 
 
-def test_means_and_deviations_are_those_of_the_seeds(study, tmp_path, monkeypatch):
+@pytest.mark.parametrize("told", [True, False])
+def test_means_and_deviations_are_those_of_the_seeds(study, tmp_path, monkeypatch, told):
     """Accuracies 0.5, 0.7 and 0.9 of the taught, 0.4, 0.5, 0.9 of the others: 70 ± 20, 60 ± 26.46, 10 ± 24.84."""
+    pack = replace(PACK, tar=0.25, tars={"1e-3": 0.25} if told else {"1e-1": 0.5})
     accuracies = {"taught": (0.5, 0.7, 0.9), "Un-taught": (0.4, 0.5, 0.9)}
     found = load_study(study)
     jobs = found.jobs(tmp_path, [], 3, "")
 
     def figures(job, generation, held_out):
-        accuracy = accuracies[job.cell][job.seed]
-        return None if generation > 1 else Figures({"p": accuracy}, {"p": 0.25}, 0.5, 9.0)
+        packs = {"p": replace(pack, accuracy=accuracies[job.cell][job.seed])}
+        return None if generation > 1 else Figures(packs, 0.5, 9.0)
 
     monkeypatch.setattr("vargface.study.summary.figures_of", figures)
-    table, differences = tables(found, collect(found, jobs, None)).split("\n\n")
+    table, *note, differences = tables(found, collect(found, jobs, None)).split("\n\n")
+    assert [line[:23] for line in note] == ([] if told else [r"\* fewer than 1 / FAR p"])
+    tar = "25.0 ± 0.0" if told else r"25.0 ± 0.0\*"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert rows == [
-        ["taught", "3", "70.00 ± 20.00", "25.0 ± 0.0", "0.500 ± 0.000", "9"],
-        ["Un-taught", "3", "60.00 ± 26.46", "25.0 ± 0.0", "0.500 ± 0.000", "9"],
+        ["taught", "3", "70.00 ± 20.00", tar, "0.500 ± 0.000", "9"],
+        ["Un-taught", "3", "60.00 ± 26.46", tar, "0.500 ± 0.000", "9"],
     ]
     (row,) = ([cell.strip() for cell in line.split("|")[1:-1]] for line in differences.splitlines()[2:])
     assert row == ["teaching", "taught", "Un-taught", "3", "+10.00 ± 24.84", "+10.00 ± 24.84"]
@@ -259,7 +268,8 @@ def test_means_and_deviations_are_those_of_the_seeds(study, tmp_path, monkeypatc
 
 def test_the_picture_has_a_row_a_cell_and_a_dot_a_seed():
     def figures(accuracy):
-        return Figures({"a": accuracy, "b": accuracy - 0.2}, {"a": 0.1, "b": 0.3}, float("nan"), 9.0)
+        packs = {"a": replace(PACK, accuracy=accuracy, tar=0.1), "b": replace(PACK, accuracy=accuracy - 0.2, tar=0.3)}
+        return Figures(packs, float("nan"), 9.0)
 
     def dots(found):
         picture = cv2.imdecode(np.frombuffer(draw_study(found), np.uint8), cv2.IMREAD_COLOR)

@@ -124,7 +124,7 @@ def test_the_first_update_is_the_rate_times_the_mean_gradient(without_norm, tmp_
 
 def test_weight_decay_is_on_every_parameter(make, tmp_path):
     keys = {"steps": 1, "schedule": "step", "lr": 0.1}
-    start = tiny.state(train(make(**keys | {"lr": 0}, out=tmp_path / "start"))[0])
+    start = tiny.state(train(make(**{**keys, "lr": 0}, out=tmp_path / "start"))[0])
     without = tiny.state(train(make(**keys, wd=0, out=tmp_path / "without"))[0])
     decayed = tiny.state(train(make(**keys, wd=0.5, out=tmp_path / "with"))[0])
     seen = {"weight": 0, "gamma": 0, "bias": 0, "beta": 0}

@@ -1,0 +1,1 @@
+"""The LFR challenge: its limits, its feature file and submission, its score."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vargface.errors import InputError
+from vargface.files import open_file
 
 __all__ = ["DISTRACTOR", "HEADER", "TestSet", "header", "normalised", "open_features", "open_test_set", "read_labels"]
 
@@ -47,7 +48,7 @@ def open_features(path: str | Path) -> np.ndarray:
     Raises InputError where it cannot be read, has another header or is not as long as its header says.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.read(HEADER.size)
             size = file.seek(0, 2)
     except OSError as error:

@@ -1,0 +1,1 @@
+"""VarGFaceNet on Apache MXNet: its training, verification and export, for InsightFace's data and checkpoints."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,7 @@ from vargface.commands import (
     verify,
 )
 from vargface.errors import InputError
+from vargface.runtime import check_numpy
 from vargface.training.interrupt import Terminated, terminated_by_sigterm, unharmed_by_sigusr1
 
 __all__ = ["main"]
@@ -34,7 +36,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vargface ARGV...` and return its exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
 
-    A command that finds what it was asked to look for (`rec check`) returns 1.
+    141 where nobody reads its output any more, 1 of a command that finds the faults it looks for (`rec check`).
     """
     handler = _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -42,8 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its fonts
     arguments = parsed(_parser(), argv)
     try:
+        if arguments.command != "doctor":  # which says it, and what else there is to say
+            check_numpy()
         with terminated_by_sigterm(), unharmed_by_sigusr1():
-            return arguments.run(arguments) or 0
+            code = arguments.run(arguments) or 0
+            sys.stdout.flush()
+            return code
     except InputError as error:
         print(f"vargface: error: {error}", file=sys.stderr)
         return 2
@@ -51,6 +57,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = "; the same command goes on from the last saved state" if arguments.goes_on else ""
         print(f"vargface: stopped{goes_on}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
+    except OSError as error:
+        if not _output_is_lost():
+            raise
+        if isinstance(error, BrokenPipeError):  # after `| head` nothing is wrong
+            return 141
+        print(f"vargface: error: the output: cannot write ({error.strerror}) - free space", file=sys.stderr)
+        return 2
+
+
+def _output_is_lost() -> bool:
+    """Return whether standard output takes no more, and if so let nothing more go there."""
+    try:
+        print(flush=True)  # flushing alone says nothing where Python holds nothing back
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 class _AboveTheBar(logging.Handler):

@@ -73,7 +73,7 @@ def _python(version: tuple[int, int], distutils: bool) -> Iterator[Finding]:
     elif version < (3, 12):
         yield Finding(OK, "Python", found)
     elif distutils:
-        yield Finding(WARNING, "Python", found, "not tried: MXNet 1.9.1 is of 2022, use Python 3.8 to 3.11")
+        yield Finding(WARNING, "Python", found, "MXNet 1.9.1 is of 2022, tests crashed on 3.12: use Python 3.8 to 3.11")
     else:
         yield Finding(FAULT, "Python", found, "MXNet 1.9.1 needs distutils, which it lacks: use Python 3.8 to 3.11")
 
@@ -87,7 +87,11 @@ def _mxnet(flavours: Sequence[str]) -> Iterator[Finding]:
         return
     features = mxnet.runtime.Features()
     enabled = [name for name in FEATURES if features.is_enabled(name)]
-    yield Finding(OK, "MXNet", f"{mxnet.__version__} ({', '.join(flavours) or 'built here'}): {', '.join(enabled)}")
+    found = f"{mxnet.__version__} ({', '.join(flavours) or 'built here'}): {', '.join(enabled)}"
+    if mxnet.__version__ == "1.9.1":
+        yield Finding(OK, "MXNet", found)
+    else:
+        yield Finding(WARNING, "MXNet", found, "not tried: use 1.9.1")
 
 
 def _numpy(version: str) -> Iterator[Finding]:
@@ -111,8 +115,8 @@ def _packages() -> Iterator[Finding]:
 def _threads(asked: str, cores: int) -> Iterator[Finding]:
     if not asked:
         yield Finding(OK, "threads", f"{cores} cores, OMP_NUM_THREADS is set as each command needs it")
-    elif not asked.isdigit() or int(asked) < 1:
-        yield Finding(WARNING, "threads", f"OMP_NUM_THREADS={asked}", "is no number of threads: unset it")
+    elif not runtime.is_thread_count(asked):
+        yield Finding(FAULT, "threads", f"OMP_NUM_THREADS={asked}", "MXNet ends with any but a whole number: unset it")
     elif int(asked) > cores:
         fix = f"threads would wait for each other: unset it, or give {cores}"
         yield Finding(WARNING, "threads", f"OMP_NUM_THREADS={asked} on {cores} cores", fix)
@@ -151,16 +155,18 @@ def _gpus(seen: gpu.Survey, flavours: Sequence[str]) -> Iterator[Finding]:
 def _cuda_libraries(load: Callable[..., Any] = ctypes.CDLL) -> Iterator[Finding]:
     """Look for each library that mxnet-cu112 needs, and load it."""
     fix = "pip install --force-reinstall '.[cu112]'"
-    for pattern, files in runtime.cuda_files().items():
-        name = pattern.rpartition("/")[2].partition(".so")[0]
-        if not files:
-            yield Finding(WARNING, "CUDA library", f"{name}: not from pip; the system's own is used, if any", fix)
+    found = runtime.cuda_files()
+    missing = [pattern.rpartition("/")[2].partition(".so")[0] for pattern, files in found.items() if not files]
+    for files in found.values():
         for file in files:
             try:
                 load(str(file), mode=ctypes.RTLD_GLOBAL)
                 yield Finding(OK, "CUDA library", file.name)
             except OSError as error:
                 yield Finding(FAULT, "CUDA library", f"{file.name} does not load ({error})", fix)
+    if missing:
+        names = ", ".join(missing)
+        yield Finding(WARNING, "CUDA library", f"{names}: not from pip; the system's own is used, if any", fix)
 
 
 def _space(disk: int, memory: int | None) -> Iterator[Finding]:

@@ -1,13 +1,15 @@
-"""Files that are whole or absent (written under a temporary name, synced, renamed), and what one process holds."""
+"""Files: opened; written whole or not at all (a temporary name, synced, renamed); held by one process."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ __all__ = [
     "locked_file",
     "locked_folder",
     "make_folder",
+    "open_file",
     "save_whole",
     "scratch_folder",
     "sha256",
@@ -83,6 +86,17 @@ def save_whole(path: str | Path, save: Callable[[IO[bytes]], object]) -> memoryv
     with whole_file(path) as file:
         file.write(content.getbuffer())
     return content.getbuffer()
+
+
+def open_file(path: str | Path) -> IO[bytes]:
+    """Return file `path` open for reading its bytes.
+
+    Raises OSError where it cannot be read, and for a pipe or a device, at which a reader may wait for ever.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder, open says it
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    return open(path, "rb")
 
 
 def make_folder(path: str | Path) -> Path:

@@ -94,8 +94,11 @@ def choose(seen: Survey) -> tuple[str, str]:
 
 
 def _call(cuda: Any, function: str, *arguments: Any) -> None:
-    """Call `function` of libcuda and raise _CudaError unless it succeeds."""
-    code = getattr(cuda, function)(*arguments)
+    """Call `function` of libcuda and raise _CudaError unless it is there and succeeds."""
+    try:
+        code = getattr(cuda, function)(*arguments)
+    except AttributeError as error:
+        raise _CudaError(f"its libcuda.so.1 has no {function}") from error
     if code != 0:
         raise _CudaError(f"{function}: error {code}")
 
@@ -132,7 +135,7 @@ def _nvidia_smi() -> list[str]:
         return []
     query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(query, capture_output=True, text=True, errors="replace", timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]

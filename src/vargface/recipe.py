@@ -45,18 +45,18 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> EasyDict:
 
 
 def read_recipe_file(recipe: str | Path) -> dict[str, Any]:
-    """Return what file `recipe` (a path, or a name of this package's recipes) defines, `recipe` among it, unchecked.
+    """Return what file `recipe` defines, `recipe` among it, unchecked: a path, or a name such as "study/real_mini".
 
     Raises InputError where there is no such file, or it defines no `recipe`.
     """
     path = Path(recipe)
     if not path.is_file():
-        packaged = Path(base.__file__).parent / f"{path.stem}.py"
-        if path.suffix == "" and packaged.is_file():
-            path = packaged
-        else:
-            known = sorted(file.stem for file in packaged.parent.glob("[!_]*.py"))
-            raise InputError(f"recipe {str(recipe)!r}: no such file - give a path, or one of {', '.join(known)}")
+        folder = Path(base.__file__).parent
+        packaged = {file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("[!_]*.py")}
+        if str(recipe) not in packaged:
+            known = ", ".join(sorted(packaged))
+            raise InputError(f"recipe {str(recipe)!r}: no such file - give a path, or one of {known}")
+        path = packaged[str(recipe)]
     try:
         found = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:

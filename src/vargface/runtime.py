@@ -17,7 +17,7 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "THREADS",
     "USE_CPU",
+    "check_numpy",
     "contexts",
     "cores",
     "cuda_files",
     "flavours",
+    "is_thread_count",
     "machine",
     "mx",
     "preload_cuda",
@@ -126,7 +128,10 @@ def prepare_for_embedding() -> None:
 
 def flavours() -> list[str]:
     """Return the names of the installed builds of MXNet, sorted: ["mxnet"], ["mxnet-cu112"], none, or several."""
-    names = {str(found.metadata["Name"]).lower() for found in importlib.metadata.distributions()}
+    names = set()
+    for found in importlib.metadata.distributions():
+        with contextlib.suppress(UnicodeDecodeError):  # a package that is not ours to mend
+            names.add(str(found.metadata["Name"]).lower())
     return sorted(name for name in names if re.fullmatch(r"mxnet(-(mkl|native|cu\d+(mkl)?))?", name))
 
 
@@ -206,8 +211,10 @@ def _why_no_gpu(mxnet: ModuleType) -> str:
 def _mxnet() -> ModuleType:
     """Return the module `mxnet`, imported after the settings and repairs it needs.
 
-    Raises InputError where it is not installed, installed twice, or does not load.
+    Raises InputError where it is not installed, installed twice, or does not load, and where OMP_NUM_THREADS is no
+    number.
     """
+    _check_threads(os.environ)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     installed = flavours()
@@ -219,11 +226,28 @@ def _mxnet() -> ModuleType:
             preload_cuda()
         with warnings.catch_warnings():  # what Python and numpy deprecate in MXNet 1.9.1 is nothing a user can mend
             warnings.simplefilter("ignore")
-            return importlib.import_module("mxnet")
+            mxnet = importlib.import_module("mxnet")
+        if not str(getattr(mxnet, "__version__", "none")).startswith("1."):
+            raise ImportError(f"not version 1.9.1, but {getattr(mxnet, '__version__', 'an empty folder')}")
+        return mxnet
     except (OSError, RuntimeError, ImportError, AttributeError) as error:
         what, fix = installed[0] if installed else "mxnet", USE_CPU if "mxnet-cu112" in installed else REINSTALL
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{what} is installed but does not load: {why} - {fix}") from error
+
+
+def _check_threads(environment: MutableMapping[str, str]) -> None:
+    """Raise InputError where OMP_NUM_THREADS is not what MXNet takes: it would end the process. Empty is as unset."""
+    asked = environment.get("OMP_NUM_THREADS")
+    if asked == "":
+        del environment["OMP_NUM_THREADS"]
+    elif asked is not None and not is_thread_count(asked):
+        raise InputError(f"OMP_NUM_THREADS={asked} is no number of threads - give a whole number, or unset it")
+
+
+def is_thread_count(text: str) -> bool:
+    """Return whether `text` is a whole number from 1 on, as MXNet reads OMP_NUM_THREADS (OpenMP takes lists, too)."""
+    return re.fullmatch("0*[1-9][0-9]{0,8}", text, re.ASCII) is not None
 
 
 def _check_install(installed: list[str]) -> None:
@@ -233,11 +257,16 @@ def _check_install(installed: list[str]) -> None:
     if len(installed) > 1:
         fix = f"pip uninstall -y {' '.join(installed)}, then {INSTALL}"
         raise InputError(f"{' and '.join(installed)} are installed side by side but own the same folder - {fix}")
-    if int(np.__version__.partition(".")[0]) >= 2:
-        raise InputError(f"numpy {np.__version__} is installed, MXNet 1.9.1 needs an older one - pip install 'numpy<2'")
+    check_numpy()
     if importlib.util.find_spec("distutils") is None:  # gone from Python 3.12 on, where setuptools brings its own
         version = "{}.{}".format(*sys.version_info)
         raise InputError(f"Python {version} has no distutils, MXNet 1.9.1 needs it - use Python 3.8 to 3.11")
+
+
+def check_numpy() -> None:
+    """Raise InputError where numpy is of a version at which MXNet, or OpenCV built for an older one, does not load."""
+    if int(np.__version__.partition(".")[0]) >= 2:
+        raise InputError(f"numpy {np.__version__} is installed, MXNet 1.9.1 needs an older one - pip install 'numpy<2'")
 
 
 def _restore_numpy_names() -> None:

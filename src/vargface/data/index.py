@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vargface.errors import InputError
+from vargface.files import open_file
 
 __all__ = ["ROW", "index_blocks", "read_index"]
 
@@ -27,7 +28,7 @@ def index_blocks(path: Path) -> Iterator[np.ndarray]:
     """
     found = 0
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             rest = b""
             while True:
                 block = file.read(_BLOCK)

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from vargface.files import open_file
+
 __all__ = ["Array", "ByteString", "Items", "Refused", "StringsInFile", "load_plain"]
 
 # instruction -> the form of the length that follows it
@@ -121,7 +123,7 @@ class StringsInFile:
     """The byte strings of a pickle file; many threads may read it."""
 
     def __init__(self, path: str | Path) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 - open for as long as the object lives
+        self._file = open_file(path)  # for as long as the object lives
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, place: int) -> bytes:

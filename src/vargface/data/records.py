@@ -18,6 +18,7 @@ import numpy as np
 from vargface.data.index import read_index
 from vargface.data.recordio import LEAVE_OUT, RecordFile
 from vargface.errors import InputError
+from vargface.files import open_file
 
 __all__ = ["EXACT", "FaceRecords", "Records", "check_folder", "first_without_image", "join", "read_property"]
 
@@ -237,7 +238,8 @@ def check_folder(folder: Path, names: tuple[str, ...] = ("train.rec", "property"
 def read_property(path: Path) -> tuple[int, tuple[int, int]]:
     """Return the number of identities and (height, width)."""
     try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
+        with open_file(path) as file:
+            text = file.read().decode("ascii", errors="replace").strip()
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror}) - give an InsightFace data folder") from error
     try:

@@ -17,7 +17,7 @@ from vargface.deploy.fast_form import fast_form
 from vargface.deploy.network import fold
 from vargface.errors import InputError
 from vargface.inference import FrozenNetwork, unit
-from vargface.runtime import cores, mx
+from vargface.runtime import cores, is_thread_count, mx
 
 __all__ = ["BATCH_SIZE", "Embedder", "Face", "find_faces"]
 
@@ -138,7 +138,7 @@ class Embedder:
 def _side_by_side() -> int:
     """Return how many batches the cores can work on at a time."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    return max(cores() // int(threads), 1) if threads.isdecimal() and int(threads) else 1
+    return max(cores() // int(threads), 1) if is_thread_count(threads) else 1
 
 
 class Face:

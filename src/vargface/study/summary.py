@@ -12,7 +12,8 @@ from scipy import stats
 
 from vargface.checkpoint import load_checkpoint
 from vargface.errors import InputError
-from vargface.eval.table import format_table
+from vargface.eval.table import few_pairs_note, format_table, tar_mark
+from vargface.eval.verification import Verification
 from vargface.files import whole_file
 from vargface.inference import FrozenNetwork, unit
 from vargface.runtime import mx
@@ -36,24 +37,23 @@ MISSING = "-"
 class Figures:
     """What one training, or one generation of it, came to.
 
-    accuracy, tar: pack -> 0..1, of the last weights; cosine: to its teacher on HELD_OUT images of each pack, mean, NaN
-    without a teacher; images_per_second: median over the log.
+    packs: figures of the last weights; cosine: to its teacher on HELD_OUT images of each pack, mean, NaN without a
+    teacher; images_per_second: median over the log.
     """
 
-    accuracy: Mapping[str, float]
-    tar: Mapping[str, float]
+    packs: Mapping[str, Verification]
     cosine: float
     images_per_second: float
 
     @property
     def mean_accuracy(self) -> float:
-        """The mean over the packs."""
-        return float(np.mean(list(self.accuracy.values())))
+        """The mean over the packs, 0..1."""
+        return float(np.mean([found.accuracy for found in self.packs.values()]))
 
     @property
     def mean_tar(self) -> float:
-        """The mean over the packs."""
-        return float(np.mean(list(self.tar.values())))
+        """The mean over the packs, 0..1."""
+        return float(np.mean([found.tar for found in self.packs.values()]))
 
 
 class HeldOut:
@@ -90,10 +90,8 @@ def figures_of(job: Job, generation: int, held_out: HeldOut) -> Figures | None:
         cosine = held_out.cosine(f"{folder / recipe['role']},{result['last']}", recipe["teacher"])
         with whole_file(kept, "w") as file:
             json.dump({"cosine": cosine, "images": HELD_OUT, "teacher": recipe["teacher"]}, file)
-    packs = result["packs"]
     return Figures(
-        {name: found["accuracy"] for name, found in packs.items()},
-        {name: found["tar"] for name, found in packs.items()},
+        {name: Verification.of(fields) for name, fields in result["packs"].items()},
         cosine,
         float(np.median(history_of(folder).log["images_per_second"])),
     )
@@ -129,25 +127,30 @@ def collect(study: Study, jobs: Sequence[Job], held_out: HeldOut) -> dict[str, d
 
 
 def tables(study: Study, found: Mapping[str, Mapping[int, Figures]]) -> str:
-    """Return the study's two tables in Markdown: a row a cell and generation, a row a comparison."""
-    packs = list(next(iter(next(iter(found.values())).values())).accuracy)
+    """Return the study's two tables in Markdown: a row a cell and generation, a row a comparison.
+
+    A TAR that a pack has too few different pairs to tell is marked, as in the table of results.
+    """
+    packs = list(next(iter(next(iter(found.values())).values())).packs)
     header = ["", "seeds", *(f"{pack} %" for pack in packs), *(f"TAR {pack} %" for pack in packs), "cosine", "img/s"]
     rows = [[name, str(len(of_seed)), *_row(list(of_seed.values()), packs)] for name, of_seed in found.items()]
-    table = format_table(header, rows, markdown=True)
+    every = (pack for of_seed in found.values() for figures in of_seed.values() for pack in figures.packs.values())
+    parts = [format_table(header, rows, markdown=True), few_pairs_note(every, markdown=True)]
     header = ["what", "first", "second", "seeds", *(f"{pack} points" for pack in packs), "mean of packs"]
     rows = [
         [what, first, second, *_difference(found[first], found[second], packs)]
         for first, second, what in study.comparisons
         if first in found and second in found
     ]
-    if not rows:
-        return table
-    return f"{table}\n\n{format_table(header, rows, left=(0, 1, 2), markdown=True)}"
+    if rows:
+        parts.append(format_table(header, rows, left=(0, 1, 2), markdown=True))
+    return "\n\n".join(filter(None, parts))
 
 
 def _row(runs: Sequence[Figures], packs: Sequence[str]) -> list[str]:
-    accuracies = [_spread([100 * run.accuracy[pack] for run in runs], 2) for pack in packs]
-    tars = [_spread([100 * run.tar[pack] for run in runs], 1) for pack in packs]
+    of_packs = [[run.packs[pack] for run in runs] for pack in packs]
+    accuracies = [_spread([100 * found.accuracy for found in of_pack], 2) for of_pack in of_packs]
+    tars = [_spread([100 * found.tar for found in of_pack], 1) + max(map(tar_mark, of_pack)) for of_pack in of_packs]
     speed = f"{np.median([run.images_per_second for run in runs]):.0f}"
     return [*accuracies, *tars, _spread([run.cosine for run in runs], 3), speed]
 
@@ -166,6 +169,6 @@ def _difference(first: Mapping[int, Figures], second: Mapping[int, Figures], pac
         mean, half = paired(*([100 * values[seed] for seed in seeds] for values in of))
         return f"{mean:+.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}")
 
-    columns = [[{s: run.accuracy[pack] for s, run in runs.items()} for runs in (first, second)] for pack in packs]
+    columns = [[{s: run.packs[pack].accuracy for s, run in runs.items()} for runs in (first, second)] for pack in packs]
     columns.append([{s: run.mean_accuracy for s, run in runs.items()} for runs in (first, second)])
     return [str(len(seeds)), *map(shown, columns)]

@@ -1,0 +1,1 @@
+"""Who teaches (checkpoints, ONNX models, means of several), and stores of what they said."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from vargface.errors import InputError
 from vargface.extras import require
-from vargface.runtime import cores, mx
+from vargface.runtime import cores, is_thread_count, mx
 
 __all__ = ["OnnxNetwork", "files_of"]
 
@@ -113,7 +113,8 @@ def _scales_itself(file: str) -> bool:
 def _session(file: str, gpu: int | None) -> Any:
     onnxruntime = require("onnxruntime", f"{file}: an ONNX teacher")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", cores()))
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = int(threads) if is_thread_count(threads) else cores()
     # threads that wait busily would take the cores from MXNet's
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
