@@ -187,6 +187,14 @@ def test_a_sampled_run_that_was_stopped_ends_as_the_straight_one(make, monkeypat
     assert kept == {".json", ".params", ".optimizer", ".centres"}
 
 
+def test_a_run_takes_up_idle_momentum_on_its_way(make):
+    """Its states did not say so far what updates the rows are up to: up to the last."""
+    keys = {**KEYS, "batch_size": 2, "class_share": 0.5}
+    train(make(**{**keys, "steps": 5}, idle_momentum=False))[0].path.joinpath("result.json").unlink()
+    (folder,) = train(make(**keys, may_change="steps,idle_momentum"))
+    assert updates_of(folder).min() >= 5 and updates_of(folder).max() == 9
+
+
 def test_a_table_that_is_damaged_is_not_gone_on_from(make, tmp_path):
     (folder,) = train(make(**KEYS, class_share=0.5, save_every=4))
     (folder.path / "result.json").unlink()
