@@ -70,7 +70,9 @@ def main() -> None:
         rows.append([accuracy(options.data, options.steps, seed, setting) for setting in options.settings])
         print(f"{seed:>4}  " + "  ".join(f"{found:>{width}.2f}" for found, width in zip(rows[-1], widths)), flush=True)
     found = np.array(rows)
-    for name, figures in [("mean", found.mean(axis=0)), ("sd  ", found.std(axis=0, ddof=1))][: len(rows)]:
+    figures_of = {"mean": lambda: found.mean(axis=0), "sd  ": lambda: found.std(axis=0, ddof=1)}
+    for name, of in list(figures_of.items())[: len(rows)]:  # one alone has no deviation
+        figures = of()
         print(f"{name}  " + "  ".join(f"{figure:>{width}.2f}" for figure, width in zip(figures, widths)))
 
 

@@ -50,7 +50,7 @@ def job(data, tmp_path):
     started = []
 
     def start(options="-n 2 -s 2", split=30, site="", **keys) -> subprocess.Popen:
-        """split: arrays of more numbers than that are shared out among the servers; site: Python that all begin with."""
+        """split: arrays of more numbers than that are shared out among servers; site: what Python runs first in all."""
         (tmp_path / "site" / "sitecustomize.py").write_text(TINY_NETWORK + site)
         given = {**tiny.KEYS, "data": data, "batch_size": 8, "context": "cpu", **keys}
         settings = [f"{key}={value}" for key, value in given.items()]
@@ -214,7 +214,7 @@ if "server" in getattr(sys, "orig_argv", []):
     out = tmp_path / "job"
     code, _, err = end_of(job("-n 1 -s 1", site=site, steps=100_000, class_share=0.5, out=out))
     assert code == 1
-    assert re.search(r"error: server 0 ended with exit code 1: TypeError: .* - the job is ended, nothing was saved", err)
+    assert re.search(r"error: server 0 ended with exit code 1: TypeError: .* is ended, nothing was saved", err)
     assert not members(out)
 
 

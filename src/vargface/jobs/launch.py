@@ -162,7 +162,7 @@ def launch(
 
 
 def _port_of(host: Host, port: int) -> int:
-    """Return `port` of `host`, or one that is free for 0. Raises InputError where that is seen from here to be taken."""
+    """Return `port` of `host`, or one that is free for 0. Raises InputError where it is seen from here to be taken."""
     try:
         with socket.socket() as probe:
             # as MXNet does: a connection that has just ended takes no port
