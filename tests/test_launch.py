@@ -23,7 +23,7 @@ from vargface.cli import main
 from vargface.errors import InputError
 from vargface.files import locked_folder
 from vargface.jobs import launch as jobs
-from vargface.jobs.launch import Failure, Host, launch, read_hosts
+from vargface.jobs.launch import Failure, Host, Stopped, launch, read_hosts
 from vargface.training import plan
 from vargface.training.fit import train
 from vargface.training.run_folder import RunFolder
@@ -229,6 +229,21 @@ def test_a_signal_while_workers_start_stops_the_job(job, number, due, tmp_path):
     assert code == due, err
     assert "Traceback" not in err and err.endswith("vargface: stopped; nothing was saved\n")
     assert not members(out)
+
+
+def test_a_signal_while_the_first_members_start_stops_the_job(monkeypatch, tmp_path):
+    """Those that are to come would not have heard of it."""
+    started = []
+
+    def start(role, number, *_):
+        started.append(role)
+        signal.raise_signal(signal.SIGTERM)
+        return jobs._Member(role, number, Host("", ""), [sys.executable, "-c", "input()"], dict(os.environ))
+
+    monkeypatch.setattr(jobs, "_start", start)
+    with pytest.raises(Stopped) as stopped:
+        launch([], 2, 2, logs=tmp_path / "logs")
+    assert stopped.value.code == 143 and started == ["scheduler"]
 
 
 def test_ctrl_c_before_the_command_line_is_loaded(monkeypatch, capsys):

@@ -155,6 +155,8 @@ def launch(
                     variables = {**network, "DMLC_NODE_HOST": host.address, RANK: str(number)}
                     members.append(_start(role, number, host, arguments, variables, ssh))
                     _listen(members[-1], folder / f"{role}-{number}.log", ended)
+                    if heard:  # who is not there yet would not hear of it
+                        raise Stopped(130 if signal.SIGINT in heard else 143)
             _wait(members, ended, heard)
         finally:
             for member in members:
