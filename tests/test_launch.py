@@ -79,7 +79,9 @@ def members(out: Path, role: str = "") -> list[int]:
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_bytes().decode().split("\0") if entry.name.isdigit() else []
-            if "vargface.jobs.member" in words and role in words and (role != "worker" or f"out={out}" in words):
+            # of this job: what `job` has all its processes find
+            ours = str(out.parent / "site") in (entry / "environ").read_text() if words else False
+            if ours and "vargface.jobs.member" in words and role in words:
                 found.append(int(entry.name))
     return sorted(found)
 
