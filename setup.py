@@ -71,7 +71,7 @@ setup(
     packages=list(PACKAGE_DIR),
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    entry_points={"console_scripts": ["vargface = vargface.cli:main"]},
+    entry_points={"console_scripts": ["vargface = vargface.__main__:run"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -1,10 +1,12 @@
-"""Memory and time of a training step as it is and with MXNET_BACKWARD_DO_MIRROR, which computes activations twice.
+"""Memory and time of a training step: as it is, with MXNET_BACKWARD_DO_MIRROR (activations computed twice), in float16.
 
     python benchmarks/activation_memory.py [--networks vargfacenet resnet100] [--batch 8]
 
-Network and ArcFace head of 1,000 classes, one thread, every way in a process of its own: `planned` is what MXNet's
-executor says that it shares out, `peak` how far the resident set rose from before the bind to the highest point of two
-steps, `s/step` the processor's time of the second.
+Network and ArcFace head of 1,000 classes, one thread, every way in a process of its own: `bound` is how far the
+process's data rose by the bind, which weights and gradients are given memory by; `planned` what MXNet's executor says
+that it shares out; `peak` how far the resident set rose from before the bind to the highest point of two steps;
+`s/step` the processor's time of the second. In float16 are the images and what the network makes of them, its weights
+and gradients, as InsightFace has it: the head is in float32.
 """
 
 from __future__ import annotations
@@ -27,17 +29,22 @@ from vargface.runtime import mx  # noqa: E402
 from vargface.symbols import margin_softmax, resnet, vargfacenet  # noqa: E402
 
 NETWORKS = {"vargfacenet": vargfacenet.get_symbol, "resnet100": resnet.get_symbol}
-WAYS = {"as it is": "0", "mirror": "1"}
+# name: MXNET_BACKWARD_DO_MIRROR and the type
+WAYS = {"as it is": ("0", "float32"), "mirror": ("1", "float32"), "float16": ("0", "float16")}
 
 
-def measure(network: str, batch: int) -> str:
-    """Return the figures of a network as text."""
+def measure(network: str, batch: int, kind: str) -> str:
+    """Return the figures of a network as text, and in place of some the reason why MXNet has none."""
     embedding, label = training_form(NETWORKS[network]()), mx.sym.Variable("softmax_label")
+    embedding = mx.sym.cast(embedding, dtype="float32")
     symbol = margin_softmax.get_symbol(embedding, label, num_classes=1000, embedding_size=512).loss
     inputs = {"data": (batch, 3, 112, 112), "softmax_label": (batch,)}
     requests = {name: "null" if name in inputs else "write" for name in symbol.list_arguments()}
-    before = resident("VmRSS")
-    bound = symbol.simple_bind(mx.cpu(), grad_req=requests, **inputs)
+    types = {"data": kind, "softmax_label": "float32"}
+    before, data = resident("VmRSS"), resident("VmData")
+    bound = symbol.simple_bind(mx.cpu(), grad_req=requests, type_dict=types, **inputs)
+    given = resident("VmData") - data
+    planned = re.search(r"Total ([0-9]+) MB", bound.debug_str()).group(1)
     for name, array in bound.arg_dict.items():
         array[:] = 1 if name in inputs else mx.nd.random.normal(0, 0.05, shape=array.shape)
     for _ in range(2):
@@ -45,10 +52,12 @@ def measure(network: str, batch: int) -> str:
         started = time.process_time()
         bound.forward(is_train=True)
         bound.backward()
-        mx.nd.waitall()
+        try:
+            mx.nd.waitall()
+        except mx.MXNetError as error:
+            return f"{given:>9.0f}  {planned:>7}  {str(error).strip().splitlines()[-1]}"
     seconds = time.process_time() - started
-    planned = re.search(r"Total ([0-9]+) MB", bound.debug_str()).group(1)
-    return f"{planned:>7}  {resident('VmHWM') - before:>8.0f}  {seconds:>6.2f}"
+    return f"{given:>9.0f}  {planned:>7}  {resident('VmHWM') - before:>8.0f}  {seconds:>6.2f}"
 
 
 def main() -> None:
@@ -56,15 +65,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(measure(options.one, options.batch))
+        network, kind = options.one
+        print(measure(network, options.batch, kind))
         return
-    print(f"{'network':<12}  {'batch':>5}  {'way':<8}  {'planned':>7}  {'peak MiB':>8}  {'s/step':>6}")
+    columns = f"{'bound MiB':>9}  {'planned':>7}  {'peak MiB':>8}  {'s/step':>6}"
+    print(f"{'network':<12}  {'batch':>5}  {'way':<8}  {columns}")
     for network in options.networks:
-        for way, mirror in WAYS.items():
-            command = [sys.executable, __file__, "--batch", str(options.batch), "--one", network]
+        for way, (mirror, kind) in WAYS.items():
+            command = [sys.executable, __file__, "--batch", str(options.batch), "--one", network, kind]
             environment = {**os.environ, "MXNET_BACKWARD_DO_MIRROR": mirror, "OMP_NUM_THREADS": "1"}
             finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             print(f"{network:<12}  {options.batch:>5}  {way:<8}  {finished.stdout.splitlines()[-1]}", flush=True)

@@ -1,6 +1,8 @@
 """Accuracy of a small network whose softmax is over all classes, or over a tenth of them drawn anew each step.
 
-    python benchmarks/sampled_accuracy.py DATA [--seeds 3] [--steps 800] [--shares 0 0.1]
+    python benchmarks/sampled_accuracy.py DATA [--seeds 0 1 2] [--steps 800] [--settings SETTING...]
+
+A SETTING is KEY=VALUE,...; as they are: all classes, a tenth, and a tenth with idle_momentum=False.
 
 DATA is a folder of `vargface synth` with many identities. The network is made for this: four convolutions on a quarter
 of the resolution, so that many steps take little. Figures are the mean accuracy over DATA's packs after the last step.
@@ -27,6 +29,7 @@ from vargface.training.fit import train  # noqa: E402
 SIZE = 64
 RECIPE = ["batch_size=64", f"embedding_size={SIZE}", "scale=16", "m2=0.1", "lr=0.1", "schedule=cosine", "context=cpu"]
 WATCHING = ["warmup_steps=20", "verify_every=100000", "save_every=100000", "report=False"]
+SETTINGS = ["class_share=0", "class_share=0.1", "class_share=0.1,idle_momentum=False"]
 
 
 def network(_recipe: dict) -> mx.sym.Symbol:
@@ -42,10 +45,10 @@ def network(_recipe: dict) -> mx.sym.Symbol:
         return embedding_layer(data, SIZE, fix_gamma=False)
 
 
-def accuracy(data: str, steps: int, seed: int, share: float) -> float:
+def accuracy(data: str, steps: int, seed: int, setting: str) -> float:
     """Return the mean accuracy over the packs, in percent."""
     with tempfile.TemporaryDirectory() as out:
-        keys = [f"data={data}", f"out={out}/run", f"steps={steps}", f"seed={seed}", f"class_share={share}"]
+        keys = [f"data={data}", f"out={out}/run", f"steps={steps}", f"seed={seed}", *setting.split(",")]
         (folder,) = train(load_recipe("base", [*RECIPE, *WATCHING, *keys]))
         return 100 * float(np.mean([figures["accuracy"] for figures in folder.result["packs"].values()]))
 
@@ -54,21 +57,23 @@ def main() -> None:
     """Print a row a seed, and means with deviations."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.1])
+    parser.add_argument("--settings", nargs="+", default=SETTINGS)
     options = parser.parse_args()
     logging.getLogger().setLevel(logging.WARNING)
     plan.network_symbol = network
-    print("seed  " + "  ".join(f"share {share or 'all'}" for share in options.shares))
+    print("seed  " + "  ".join(options.settings))
     rows = []
-    for seed in range(options.seeds):
-        rows.append([accuracy(options.data, options.steps, seed, share) for share in options.shares])
-        print(f"{seed:>4}  " + "  ".join(f"{found:>9.2f}" for found in rows[-1]), flush=True)
+    widths = [len(setting) for setting in options.settings]
+    for seed in options.seeds:
+        rows.append([accuracy(options.data, options.steps, seed, setting) for setting in options.settings])
+        print(f"{seed:>4}  " + "  ".join(f"{found:>{width}.2f}" for found, width in zip(rows[-1], widths)), flush=True)
     found = np.array(rows)
-    print("mean  " + "  ".join(f"{mean:>9.2f}" for mean in found.mean(axis=0)))
-    if len(rows) > 1:
-        print("sd    " + "  ".join(f"{deviation:>9.2f}" for deviation in found.std(axis=0, ddof=1)))
+    figures_of = {"mean": lambda: found.mean(axis=0), "sd  ": lambda: found.std(axis=0, ddof=1)}
+    for name, of in list(figures_of.items())[: len(rows)]:  # one alone has no deviation
+        figures = of()
+        print(f"{name}  " + "  ".join(f"{figure:>{width}.2f}" for figure, width in zip(figures, widths)))
 
 
 if __name__ == "__main__":

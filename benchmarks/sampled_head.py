@@ -66,7 +66,7 @@ def measure(head: str, classes: int, batch: int, steps: int) -> dict[str, float]
         mx.nd.waitall()
         started = time.process_time()
         if centres is not None:
-            labels = centres.take(labels, (0, number))
+            labels = centres.take(labels, (0, number), number)
         step(mx.io.DataBatch([mx.nd.array(images)], [mx.nd.array(labels)], index=np.arange(batch)))
         mx.nd.waitall()
         seconds.append(time.process_time() - started)

@@ -6,14 +6,15 @@
 
 `parts` measures, in the processor's time of one thread (so other work on the machine counts little): an image through a
 narrow VarGFaceNet and back, an image's class in the head, a class's own work, a row on its way from the table and back,
-a byte on its way to the servers and back. `check` holds what they add up to against two runs on DATA: one process, and
-two workers with a server. Nothing of `plan` is measured but what a row and a byte cost the processor here: it says what
-it assumes of GPUs and networks.
+a byte on its way to the servers and back, and what an array costs there beside its bytes. `check` holds what they add
+up to against two runs on DATA: one process, and two workers with a server. Nothing of `plan` is measured but what a
+row, a byte and an array cost the processor here: it says what it assumes of GPUs and networks.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -34,12 +35,13 @@ import numpy as np  # noqa: E402
 
 from vargface.data.records import FaceRecords  # noqa: E402
 from vargface.runtime import mx  # noqa: E402
+from vargface.training.row_update import RowUpdate  # noqa: E402
 from vargface.training.team import team_of  # noqa: E402
 
 RECIPE = ["multiplier=0.25", "embedding_size=128", "context=cpu", "report=False", "lr=0.01", "verify_every=100000"]
 BATCH, SIZE = 32, 128
-# numbers that a sum is measured of
-SUMMED = 4_000_000
+# numbers that a sum is measured of: in one array, and in many
+SUMMED, ARRAYS, FEW = 4_000_000, 200, 16
 
 
 def seconds_of(work, times: int = 3) -> float:
@@ -55,7 +57,7 @@ def seconds_of(work, times: int = 3) -> float:
 
 
 def measure_parts() -> dict[str, float]:
-    """Return seconds of the processor: per image, image and class, class, row, parameter and byte."""
+    """Return seconds of the processor: per image, image and class, class, parameter, row, byte and array."""
     from vargface.graph import training_form
     from vargface.symbols import margin_softmax, vargfacenet
 
@@ -84,7 +86,9 @@ def measure_parts() -> dict[str, float]:
         "class": few / 20_000 - 32 * image_and_class,
         "parameter": update,
         "row": _row_seconds(),
-        "byte": _byte_seconds(),
+        "byte": _sum_seconds(1, SUMMED) / (4 * SUMMED),
+        "array": _sum_seconds(ARRAYS, FEW) / ARRAYS,
+        "array beside sampled centres": _sum_seconds(ARRAYS, FEW, "sampled") / ARRAYS,
     }
 
 
@@ -100,38 +104,50 @@ def _row_seconds(classes: int = 100_000, taken: int = 20_000) -> float:
     keys = ["class_share=0.2", f"embedding_size={SIZE}", "batch_size=32", "schedule=poly"]
     table = Centres(load_recipe("base", keys), classes, Team(), module)
     table.start(None, 0, with_momentum=False)
-    labels = np.arange(32)
-    return seconds_of(lambda: (table.take(labels, (0, 0)), table.update())) / taken
+    labels, steps = np.arange(32), itertools.count()
+
+    def step() -> None:
+        number = next(steps)
+        table.take(labels, (0, number), number)
+        table.update()
+
+    return seconds_of(step) / taken
 
 
-def _byte_seconds() -> float:
-    """Return the seconds, of two workers and a server together, that a byte of a worker's gradient costs a sum."""
-    few, many = (_job_seconds([sys.executable, __file__, "sums", str(times)]) for times in (3, 13))
-    return (many - few) / 10 / (2 * 4 * SUMMED)
+def _sum_seconds(*what: object) -> float:
+    """Return the seconds, of two workers and a server together, that a sum of `what` (`sum_some`) costs a worker."""
+    few, many = (_job_seconds([sys.executable, __file__, "sums", str(times), *map(str, what)]) for times in (5, 65))
+    return (many - few) / 60 / 2
 
 
-def launch_sums(times: str) -> None:
-    """Launch a job that sums an array of two workers `times` times: `sum_some` stands for the workers' command."""
+def launch_sums(arguments: list[str]) -> None:
+    """Launch a job of two workers: `sum_some` stands for their command."""
     from vargface.jobs.launch import launch
 
     with tempfile.TemporaryDirectory() as folder:
         here = str(Path(__file__).parent)
         (Path(folder) / "sitecustomize.py").write_text(
-            f"import sys\nsys.path.insert(0, {here!r})\nimport scale_model, vargface.cli\n"
-            "vargface.cli.main = scale_model.sum_some\n"
+            f"import sys\nsys.path.insert(0, {here!r})\nif 'worker' in getattr(sys, 'orig_argv', ['worker']):\n"
+            "    import scale_model, vargface.cli\n    vargface.cli.main = scale_model.sum_some\n"
         )
         os.environ["PYTHONPATH"] = folder
-        launch([times], 2, 1, logs=folder)
+        launch(arguments, 2, 1, logs=folder)
 
 
 def sum_some(arguments: list[str]) -> int:
-    """Be a worker of `launch_sums`."""
+    """Be a worker of `launch_sums`: times, arrays, numbers of an array; "sampled": with centres on the servers."""
+    times, arrays, numbers = map(int, arguments[:3])
     team = team_of("dist_sync")
     team.join()
-    array = mx.nd.ones((SUMMED,))
-    for _ in range(int(arguments[0])):
-        team.sum("x", [array])
-        array[:] = 1
+    if arguments[3:] and team.leads:
+        team.store.set_optimizer(RowUpdate())
+    team.meet()
+    gradients = [[mx.nd.ones((numbers,))] for _ in range(arrays)]
+    for _ in range(times):
+        team.sum_gradients([str(number) for number in range(arrays)], gradients)
+        mx.nd.waitall()
+        for (gradient,) in gradients:
+            gradient[:] = 1
     return 0
 
 
@@ -143,6 +159,20 @@ def _job_seconds(command: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def exchanged(
+    parts: dict[str, float], params: float, arrays: int, taken: int, size: int, sampled: bool, team: bool
+) -> tuple[float, float]:
+    """Return the bytes that a worker gives away and gets back in a step, and the seconds of the processor for them.
+
+    params and arrays are the network's; the classes taken are rows of `size`, of a table where they are sampled.
+    """
+    given = 4 * (params + taken * size)
+    seconds = taken * parts["row"] * size / SIZE if sampled else 0.0
+    if team:
+        seconds += given * parts["byte"] + arrays * parts["array beside sampled centres" if sampled else "array"]
+    return given, seconds
+
+
 def check(parts: dict[str, float], data: str) -> None:
     """Print, of two configurations, the processor's time of a step: the sum of the parts, and measured."""
     from vargface.recipe import load_recipe
@@ -151,7 +181,7 @@ def check(parts: dict[str, float], data: str) -> None:
 
     classes = FaceRecords(data).num_identities
     plan = make_plan(load_recipe("base", [*RECIPE, f"data={data}", f"batch_size={BATCH}", "steps=2", "lr_steps=1"]))
-    network = space_of(plan).checkpoint / 4
+    network, arrays = space_of(plan).checkpoint / 4, len(plan.network.list_arguments()) - 1  # the images
     print(
         f"{classes:,} classes, batch {BATCH}, {network:,.0f} parameters of the network; seconds of the processor a step"
     )
@@ -163,10 +193,9 @@ def check(parts: dict[str, float], data: str) -> None:
         found = BATCH * (parts["image"] + 1 / 8757) + workers * (
             taken * parts["class"] + BATCH / workers * taken * parts["image and class"] + network * parts["parameter"]
         )
-        if launcher:
-            found += workers * (taken * parts["row"] + (network + taken * SIZE * 2) * 4 * parts["byte"])
-        else:
-            found += taken * SIZE * parts["parameter"]
+        sampled = bool(launcher)
+        found += workers * exchanged(parts, network, arrays, taken, SIZE, sampled, bool(launcher))[1]
+        found += taken * SIZE * parts["parameter"] * (not sampled)
         steps = []
         for count in (10, 50):
             with tempfile.TemporaryDirectory() as out:
@@ -186,33 +215,34 @@ ASSUMED = {
     "cores a machine": 32,
     "images a core decodes a second": 8000,
 }
-# name: images, classes, classes a step takes, epochs, global batch, machines, multiply-adds forward, parameters
+# bytes of an image in train.rec, as of 10,598 real photographs (49.0 MB); arrays of a network, each summed by itself
+RECORD, RESNET, VARG = 4_627, 463, 368
+# name: images, classes, classes a step takes, epochs, global batch, machines, multiply-adds forward, parameters,
+# arrays of them
 JOBS = {
-    "MS1M, teacher ResNet100": (5_179_510, 93_431, 93_431, 20, 1024, 1, 12.1e9, 65.2e6),
-    "MS1M, student VarGFaceNet": (5_179_510, 93_431, 93_431, 20, 1024, 1, 0.51e9, 5.0e6),
-    "WebFace42M, ResNet100, share 0.1": (42_474_557, 2_059_906, 205_991, 20, 8192, 8, 12.1e9, 65.2e6),
-    "WebFace42M, ResNet100, 20,000 taken": (42_474_557, 2_059_906, 20_000, 20, 8192, 8, 12.1e9, 65.2e6),
+    "MS1M, teacher ResNet100": (5_179_510, 93_431, 93_431, 20, 1024, 1, 12.1e9, 65.2e6, RESNET),
+    "MS1M, student VarGFaceNet": (5_179_510, 93_431, 93_431, 20, 1024, 1, 0.51e9, 5.0e6, VARG),
+    "WebFace42M, ResNet100, share 0.1": (42_474_557, 2_059_906, 205_991, 20, 8192, 8, 12.1e9, 65.2e6, RESNET),
+    "WebFace42M, ResNet100, 20,000 taken": (42_474_557, 2_059_906, 20_000, 20, 8192, 8, 12.1e9, 65.2e6, RESNET),
 }
 
 
 def plan(parts: dict[str, float]) -> None:
     """Print what the model says of jobs that nobody has run."""
     print(f"assumed: {ASSUMED}")
-    for name, (images, classes, taken, epochs, batch, machines, macs, params) in JOBS.items():
+    for name, (images, classes, taken, epochs, batch, machines, macs, params, arrays) in JOBS.items():
         own = batch / machines / ASSUMED["GPUs a machine"]
         sampled = taken < classes
-        # bytes of a gradient, and of the rows that a step takes from the table and back
-        gradient, rows = 4 * (params + (0 if sampled else classes * 512)), 4 * taken * 512 * sampled
+        given, processor = exchanged(parts, params, arrays, taken, 512, sampled, machines > 1)
         ways = {
             # forward and twice that backward, two operations a multiply-add
             "GPU": own * 6 * (macs + taken * 512) / ASSUMED["FLOP a second of a GPU"],
             # gradients to the CPU and their sum back, rows to the GPU and their gradients back
-            "bus": 2 * (gradient + rows) / ASSUMED["bytes a second to a GPU"],
+            "bus": 2 * given / ASSUMED["bytes a second to a GPU"],
             # each machine is a worker and a server: what it sends for itself, and what it serves to the others
-            "network": 2 * 2 * (gradient + rows) / ASSUMED["bytes a second of the network"] * (machines > 1),
-            # one thread; a row of 512 numbers for one of SIZE
-            "processor": (gradient + rows) * parts["byte"] * (machines > 1)
-            + taken * parts["row"] * 512 / SIZE * sampled,
+            "network": 2 * 2 * given / ASSUMED["bytes a second of the network"] * (machines > 1),
+            # one thread's
+            "processor": processor,
             "decoding": batch / machines / ASSUMED["images a core decodes a second"] / ASSUMED["cores a machine"],
         }
         # decoding goes on beside the rest
@@ -222,7 +252,8 @@ def plan(parts: dict[str, float]) -> None:
             f"{name}: {step * steps / 3600:.1f} h, {steps:,.0f} steps of {step:.3f} s ("
             + ", ".join(f"{way} {seconds:.4f}" for way, seconds in ways.items())
             + f"; most: {max(ways, key=ways.get)}); a state {8 * learnt / 1e9:.1f} GB, centres and momenta "
-            f"{8 * classes * 512 / machines / 1e9:.1f} GB a machine, logits {own * taken * 4 / 1e9:.2f} GB a GPU"
+            f"{8 * classes * 512 / machines / 1e9:.1f} GB a machine, logits {own * taken * 4 / 1e9:.2f} GB a GPU, "
+            f"records {images * RECORD / 1e9:.0f} GB"
         )
 
 
@@ -233,7 +264,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*")
     options = parser.parse_args()
     if options.what == "sums":
-        launch_sums(options.files[0])
+        launch_sums(options.files)
         return
     if options.what == "parts":
         print(json.dumps(measure_parts(), indent=1))

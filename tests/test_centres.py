@@ -13,7 +13,7 @@ from vargface.runtime import mx
 from vargface.training import plan
 from vargface.training.centres import classes_taken, draw_classes
 from vargface.training.fit import train
-from vargface.training.row_update import CENTRES, MOMENTUM, RowUpdate
+from vargface.training.row_update import CENTRES, LAST, MOMENTUM, RowUpdate
 
 
 @settings(max_examples=50, deadline=None)
@@ -44,33 +44,76 @@ def test_how_many_classes_a_step_takes(share, limit, batch, due):
     assert classes_taken(tiny.make_recipe(class_share=share, class_limit=limit, batch_size=batch), 1000) == due
 
 
-def test_rows_are_updated_as_sgd_would_update_them_and_no_others():
-    """Against MXNet's own SGD on dense arrays, at a rate that falls, a row at a time."""
-    random = np.random.default_rng(0)
-    start = random.normal(size=(6, 3)).astype(np.float32)
-    schedule = mx.lr_scheduler.MultiFactorScheduler([2], factor=0.1, base_lr=0.5)
-    options = {"learning_rate": 0.5, "momentum": 0.9, "wd": 0.1, "rescale_grad": 0.25}
-    store = mx.kv.create("local")
-    every = mx.nd.arange(6, dtype=np.int64)
-    for key in (CENTRES, MOMENTUM):
-        store.init(key, mx.nd.sparse.row_sparse_array((mx.nd.ones((6, 3)), every), shape=(6, 3)))
+def rows_of(values, rows, shape) -> mx.nd.sparse.RowSparseNDArray:
+    return mx.nd.sparse.row_sparse_array((mx.nd.array(values), mx.nd.array(rows, dtype=np.int64)), shape=shape)
+
+
+def store_of(start: np.ndarray, **options) -> mx.kv.KVStore:
+    """The tables of centres that are `start` (C, D), with SGD at a rate that falls tenfold behind the second update."""
+    store, every, shape = mx.kv.create("local"), np.arange(len(start)), start.shape
+    shapes = {CENTRES: shape, MOMENTUM: shape, LAST: (len(start), 1)}
+    for key, shape in shapes.items():
+        store.init(key, rows_of(np.ones(shape), every, shape))
     store.set_optimizer(RowUpdate(loads=True))
-    store.push(CENTRES, mx.nd.sparse.row_sparse_array((mx.nd.array(start), every), shape=(6, 3)))
-    store.push(MOMENTUM, mx.nd.sparse.row_sparse_array((mx.nd.zeros((6, 3)), every), shape=(6, 3)))
-    store.set_optimizer(RowUpdate(lr_scheduler=schedule, **options))
-    store.push(MOMENTUM, mx.nd.sparse.zeros("row_sparse", (6, 3)))
-    due, velocity = start.astype(np.float64), np.zeros((6, 3))
+    for key, shape in shapes.items():
+        store.push(key, rows_of(start if key == CENTRES else np.zeros(shape), every, shape))
+    schedule = mx.lr_scheduler.MultiFactorScheduler([2], factor=0.1, base_lr=0.5)
+    store.set_optimizer(RowUpdate(learning_rate=0.5, lr_scheduler=schedule, rescale_grad=0.25, **options))
+    for key, shape in shapes.items():
+        store.push(key, mx.nd.sparse.zeros("row_sparse", shape))
+    return store
+
+
+def pulled(store: mx.kv.KVStore, key: int, shape: tuple[int, int]) -> np.ndarray:
+    out = mx.nd.sparse.zeros("row_sparse", shape)
+    store.row_sparse_pull(key, out=out, row_ids=mx.nd.arange(shape[0], dtype=np.int64))
+    return out.asnumpy()
+
+
+def test_rows_are_updated_as_sgd_would_update_them_and_no_others():
+    """Against sums by hand, at a rate that falls, a few rows at a time."""
+    random, shape = np.random.default_rng(0), (6, 3)
+    start = random.normal(size=shape).astype(np.float32)
+    store = store_of(start, momentum=0.9, wd=0.1)
+    due, velocity = start.astype(np.float64), np.zeros(shape)
     for step, lr in enumerate((0.5, 0.5, 0.05, 0.05)):
         rows = np.sort(random.choice(6, 4, replace=False))
         gradient = random.normal(size=(4, 3)).astype(np.float32)
-        pushed = mx.nd.sparse.row_sparse_array((mx.nd.array(gradient), mx.nd.array(rows, dtype=np.int64)), shape=(6, 3))
-        store.push(CENTRES, pushed)
+        store.push(CENTRES, rows_of(gradient, rows, shape))
         velocity[rows] = 0.9 * velocity[rows] - lr * (0.25 * gradient + 0.1 * due[rows])
         due[rows] += velocity[rows]
         for key, expected in ((CENTRES, due), (MOMENTUM, velocity)):
-            out = mx.nd.sparse.zeros("row_sparse", (6, 3))
-            store.row_sparse_pull(key, out=out, row_ids=every)
-            np.testing.assert_allclose(out.asnumpy(), expected, rtol=1e-5, atol=1e-6, err_msg=f"step {step}")
+            np.testing.assert_allclose(
+                pulled(store, key, shape), expected, rtol=1e-5, atol=1e-6, err_msg=f"step {step}"
+            )
+
+
+@pytest.mark.parametrize("momentum", [0.9, 1.0, 0.0])
+def test_rows_that_catch_up_are_where_sgd_on_all_rows_has_them(momentum):
+    """Against MXNet's own SGD on a dense array, whose gradient is zero where a row is not taken; a step is left out."""
+    random, shape, steps = np.random.default_rng(1), (9, 3), 12
+    start = random.normal(size=shape).astype(np.float32)
+    store = store_of(start, momentum=momentum)
+    dense, velocity, updates = mx.nd.array(start), mx.nd.zeros(shape), 0
+    for step in range(steps):
+        rows = np.sort(random.choice(9, 3, replace=False))
+        store.push(LAST, rows_of(np.full((3, 1), updates), rows, (9, 1)))
+        found = pulled(store, CENTRES, shape)[rows]
+        np.testing.assert_allclose(found, dense.asnumpy()[rows], rtol=1e-5, atol=1e-5, err_msg=f"step {step}")
+        if step == 5:
+            continue
+        gradient = np.zeros(shape, np.float32)
+        gradient[rows] = random.normal(size=(3, 3))
+        lr = 0.5 if updates < 2 else 0.05
+        mx.nd.sgd_mom_update(
+            dense, mx.nd.array(gradient), velocity, out=dense, lr=lr, momentum=momentum, rescale_grad=0.25
+        )
+        store.push(CENTRES, rows_of(gradient[rows], rows, shape))
+        updates += 1
+    store.push(LAST, rows_of(np.full((9, 1), updates), np.arange(9), (9, 1)))
+    for key, due in ((CENTRES, dense), (MOMENTUM, velocity)):
+        np.testing.assert_allclose(pulled(store, key, shape), due.asnumpy(), rtol=1e-5, atol=1e-5)
+    assert (pulled(store, LAST, (9, 1)) == updates).all()
 
 
 @pytest.fixture
@@ -82,6 +125,13 @@ def without_norm(make, monkeypatch):
 def tables(folder) -> np.ndarray:
     """(2, C, D): the class centres and their momenta after the last step."""
     return np.load(folder.centres(folder.result["step"]))
+
+
+def updates_of(folder) -> np.ndarray:
+    """(C,): the updates that each row is up to in the state of the last step."""
+    with open(folder.centres(folder.result["step"]), "rb") as file:
+        np.load(file)
+        return np.load(file)
 
 
 # the rate falls on the way
@@ -128,12 +178,21 @@ def test_a_sampled_run_that_was_stopped_ends_as_the_straight_one(make, monkeypat
     resumed = train(make(**keys))
     for one, other in zip(resumed, straight):
         tiny.equal(tiny.state(one), tiny.state(other))
-        np.testing.assert_array_equal(tables(one), tables(other))
+        assert one.centres(9).read_bytes() == other.centres(9).read_bytes()
+        assert len(set(updates_of(one))) > 1, "rows are not all up to the same update"
         assert "fc7_weight" not in tiny.state(one) and (tables(one)[1] != 0).any()
     # the second began with the centres of the first
     assert np.abs(tables(straight[1])[0] - tables(straight[0])[0]).max() < 1
     kept = {file.suffix for file in (straight[0].path / "state").iterdir()}
     assert kept == {".json", ".params", ".optimizer", ".centres"}
+
+
+def test_a_run_takes_up_idle_momentum_on_its_way(make):
+    """Its states did not say so far what updates the rows are up to: up to the last."""
+    keys = {**KEYS, "batch_size": 2, "class_share": 0.5}
+    train(make(**{**keys, "steps": 5}, idle_momentum=False))[0].path.joinpath("result.json").unlink()
+    (folder,) = train(make(**keys, may_change="steps,idle_momentum"))
+    assert updates_of(folder).min() >= 5 and updates_of(folder).max() == 9
 
 
 def test_a_table_that_is_damaged_is_not_gone_on_from(make, tmp_path):
@@ -152,6 +211,7 @@ def test_a_table_that_is_damaged_is_not_gone_on_from(make, tmp_path):
             "class_share = 0.1: class centres are sampled with optimizer = 'sgd'",
         ),
         ({"class_limit": 10}, "class_limit = 10: of no effect without class_share"),
+        ({"idle_momentum": False}, "idle_momentum = False: of no effect without class_share"),
         ({"class_share": 1.5}, "class_share = 1.5: must be at least 0 and at most 1"),
     ],
 )

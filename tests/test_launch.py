@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from test_centres import updates_of
 
+import vargface.cli
+from vargface.__main__ import run
 from vargface.cli import main
 from vargface.errors import InputError
-from vargface.jobs.launch import Host, read_hosts
+from vargface.files import locked_folder
+from vargface.jobs import launch as jobs
+from vargface.jobs.launch import Failure, Host, Stopped, launch, read_hosts
 from vargface.training import plan
 from vargface.training.fit import train
 from vargface.training.run_folder import RunFolder
@@ -40,17 +46,17 @@ if "worker" in getattr(sys, "orig_argv", ["worker"]):
 def job(data, tmp_path):
     """Starts `vargface launch OPTION... -- train base KEY=VALUE...` on the tiny data set, with a tiny network."""
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(TINY_NETWORK)
     path = os.pathsep.join([str(tmp_path / "site"), str(Path(tiny.__file__).parent)])
     started = []
 
-    def start(options="-n 2 -s 2", **keys) -> subprocess.Popen:
+    def start(options="-n 2 -s 2", split=30, site="", **keys) -> subprocess.Popen:
+        """split: arrays of more numbers than that are shared out among servers; site: what Python runs first in all."""
+        (tmp_path / "site" / "sitecustomize.py").write_text(TINY_NETWORK + site)
         given = {**tiny.KEYS, "data": data, "batch_size": 8, "context": "cpu", **keys}
         settings = [f"{key}={value}" for key, value in given.items()]
         vargface = "import sys; from vargface.cli import main; sys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", vargface, "launch", *options.split(), "--", "train", "base", *settings]
-        # arrays of more numbers than that are shared out among the servers
-        environment = {**os.environ, "PYTHONPATH": path, "MXNET_KVSTORE_BIGARRAY_BOUND": "30"}
+        environment = {**os.environ, "PYTHONPATH": path, "MXNET_KVSTORE_BIGARRAY_BOUND": str(split)}
         started.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
@@ -73,7 +79,9 @@ def members(out: Path, role: str = "") -> list[int]:
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_bytes().decode().split("\0") if entry.name.isdigit() else []
-            if "vargface.jobs.member" in words and role in words and (role != "worker" or f"out={out}" in words):
+            # of this job: what `job` has all its processes find
+            ours = str(out.parent / "site") in (entry / "environ").read_text() if words else False
+            if ours and "vargface.jobs.member" in words and role in words:
                 found.append(int(entry.name))
     return sorted(found)
 
@@ -113,7 +121,7 @@ def test_two_workers_learn_what_one_does(job, make, without_norm, tmp_path):
         due, found = ([float(row[name]) for row in tiny.rows(folder / "log.csv")] for folder in (alone.path, out))
         np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-6)
     logs = {file.name for file in (out / "logs").iterdir()}
-    assert logs == {"scheduler-0.log", "server-0.log", "server-1.log", "worker-0.log", "worker-1.log"}
+    assert logs - {".lock"} == {"scheduler-0.log", "server-0.log", "server-1.log", "worker-0.log", "worker-1.log"}
 
 
 @pytest.mark.slow
@@ -131,15 +139,16 @@ def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_jo
     assert code == 143 and "stopped; the same command goes on" in err
     assert not members(out)
     assert not (out / "result.json").exists(), "it was to be stopped on the way"
-    # one worker of two contexts on one server: the batch is not theirs to change
+    # one worker of two contexts, on two servers that have a whole table or none: the batch is not theirs to change
     others = {"context": "cpu(0),cpu(1)", "kvstore": "dist_device_sync"}
-    code, _, err = end_of(job("-n 1 -s 1", **{**keys, **others}, out=out))
+    code, _, err = end_of(job("-n 1 -s 2", 1_000_000, **{**keys, **others}, out=out))
     assert code == 0 and re.search(r"resumed at step \d+", err), err
     folder = RunFolder(out, alone.recipe)
     close(tiny.state(folder), tiny.state(alone))
     due, found = (np.load(each.centres(40)) for each in (alone, folder))
     np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
     assert np.abs(due[1]).max() > 1e-3
+    np.testing.assert_array_equal(*map(updates_of, (folder, alone)))
 
 
 @pytest.mark.slow
@@ -175,6 +184,127 @@ def test_what_a_worker_refuses_ends_the_job_with_its_words(job, tmp_path):
     assert not (tmp_path / "job" / "recipe.json").exists()
 
 
+@pytest.mark.slow
+def test_a_refused_job_leaves_nothing(job, tmp_path):
+    code, _, err = end_of(job("-n 2 -s 1", steps=2, batch_size=7, out=tmp_path / "runs" / "job"))
+    assert code == 2 and err.endswith(" - the job is ended, nothing was saved\n")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_job_whose_first_worker_cannot_save_ends_with_its_words(job, tmp_path):
+    """The others wait for it in MXNet, and MXNet's store, as it goes, for them."""
+    out = tmp_path / "job"
+    process = job("-n 2 -s 1", steps=100_000, save_every=20, log_every=1000, out=out)
+    wait_for(out / "state" / "00000020.json", process)
+    (out / "state").rename(out / "kept")
+    (out / "state").touch()
+    code, _, err = end_of(process)
+    assert code == 2
+    assert re.search(r"error: worker 0 ended with exit code 2: .*state: cannot be made", err)
+    assert not members(out)
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_update_ends_the_job(job, tmp_path):
+    """MXNet drops what Python raises there, and would go on."""
+    site = """
+if "server" in getattr(sys, "orig_argv", []):
+    from vargface.training import row_update
+    row_update.RowUpdate._learn = None
+"""
+    out = tmp_path / "job"
+    code, _, err = end_of(job("-n 1 -s 1", site=site, steps=100_000, class_share=0.5, out=out))
+    assert code == 1
+    assert re.search(r"error: server 0 ended with exit code 1: TypeError: .* is ended, nothing was saved", err)
+    assert not members(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, due", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_workers_start_stops_the_job(job, number, due, tmp_path):
+    out = tmp_path / "job"
+    process = job("-n 2 -s 1", steps=100_000, out=out)
+    wait_for(out / "logs" / "worker-1.log", process)
+    process.send_signal(number)
+    code, _, err = end_of(process)
+    assert code == due, err
+    assert "Traceback" not in err and err.endswith("vargface: stopped; nothing was saved\n")
+    assert not members(out)
+
+
+def test_a_signal_while_the_first_members_start_stops_the_job(monkeypatch, tmp_path):
+    """Those that are to come would not have heard of it."""
+    started = []
+
+    def start(role, number, *_):
+        started.append(role)
+        signal.raise_signal(signal.SIGTERM)
+        return jobs._Member(role, number, Host("", ""), [sys.executable, "-c", "input()"], dict(os.environ))
+
+    monkeypatch.setattr(jobs, "_start", start)
+    with pytest.raises(Stopped) as stopped:
+        launch([], 2, 2, logs=tmp_path / "logs")
+    assert stopped.value.code == 143 and started == ["scheduler"]
+
+
+def test_ctrl_c_before_the_command_line_is_loaded(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vargface.cli, "main", interrupted)
+    assert run() == 130
+    assert capsys.readouterr().err == "vargface: stopped\n"
+
+
+def test_a_port_that_is_taken_is_refused(capsys, tmp_path):
+    command = ["-n", "1", "--", "train", "base", f"out={tmp_path}/job"]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["launch", "--port", str(port), *command]) == 2
+    assert capsys.readouterr().err == f"vargface: error: --port {port}: Address already in use - choose another one\n"
+    assert not (tmp_path / "job").exists()
+    # which port is free on a machine that is another one nobody can tell from here
+    assert jobs._port_of(Host("there", "192.0.2.1"), port) == port
+
+
+@pytest.mark.slow
+def test_a_scheduler_without_its_port_ends_the_job(monkeypatch, tmp_path):
+    """Where it could not be seen from the launcher that it is taken."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setattr(jobs, "_port_of", lambda *_: other.getsockname()[1])
+        with pytest.raises(Failure, match="scheduler ended with exit code 1"):
+            launch(["train", "base", f"out={tmp_path}/job"], 1, 1, logs=tmp_path / "logs")
+
+
+@pytest.mark.parametrize(
+    "ssh, message",
+    [
+        ("/nonexistent/ssh", "/nonexistent/ssh: cannot be started (No such file or directory) - see --ssh"),
+        ("'x", "--ssh 'x: is no command (No closing quotation)"),
+        ("", "--ssh: is empty"),
+    ],
+)
+def test_an_ssh_that_cannot_be_started_is_refused(capsys, ssh, message, tmp_path):
+    (tmp_path / "hosts").write_text("here 127.0.0.1\n")
+    command = ["-n", "1", "--hosts", f"{tmp_path}/hosts", "--ssh", ssh, "--", "train", "base", f"out={tmp_path}/job"]
+    assert main(["launch", *command]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_jobs_do_not_share_a_folder(capsys, tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "worker-0.log").write_text("of the first\n")
+    with locked_folder(tmp_path / "logs"):
+        assert main(["launch", "-n", "1", "--", "train", "base", f"out={tmp_path}"]) == 2
+    assert "logs: another process is at work in it" in capsys.readouterr().err
+    assert (tmp_path / "logs" / "worker-0.log").read_text() == "of the first\n"
+
+
 def test_what_is_not_for_several_processes_is_refused(make, capsys, tmp_path):
     for command, message in [
         (["verify", "--model", "x,1"], "launch verify: only train is for several processes"),
@@ -190,6 +320,9 @@ def test_hosts(tmp_path):
     file = tmp_path / "hosts"
     file.write_text("localhost\n\nb 10.0.0.2 # the second\n")
     assert read_hosts(file) == [Host("localhost", "127.0.0.1"), Host("b", "10.0.0.2")]
+    file.write_text("b 10.0.0.2 16\n")
+    with pytest.raises(InputError, match=r"'b 10.0.0.2 16' - a line is NAME \[ADDRESS\], no more"):
+        read_hosts(file)
     file.write_text("# none\n")
     with pytest.raises(InputError, match="names no machine"):
         read_hosts(file)

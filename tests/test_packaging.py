@@ -113,7 +113,7 @@ def test_wheel_offers_the_extras_and_the_command(wheel):
         commands = archive.read(f"{info}/entry_points.txt").decode()
     assert {"cpu", "cu112", "export", "dev"} == set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE))
     assert re.search(r"^Requires-Dist: mxnet==1.9.1; extra == \"cpu\"$", metadata, re.MULTILINE)
-    assert "vargface = vargface.cli:main" in commands
+    assert "vargface = vargface.__main__:run" in commands
 
 
 def lock(root: Path) -> dict[str, str]:

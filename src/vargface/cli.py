@@ -27,6 +27,7 @@ from vargface.commands import (
     verify,
 )
 from vargface.errors import InputError
+from vargface.jobs.orders import RANK
 from vargface.runtime import check_numpy
 from vargface.training.interrupt import Terminated, terminated_by_sigterm, unharmed_by_sigusr1
 
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vargface: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        goes_on = "; the same command goes on from the last saved state" if arguments.goes_on else ""
+        # of a worker's run its launcher knows whether something was saved
+        says = arguments.goes_on and RANK not in os.environ
+        goes_on = "; the same command goes on from the last saved state" if says else ""
         print(f"vargface: stopped{goes_on}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     except OSError as error:

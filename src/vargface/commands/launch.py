@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from vargface.commands import add_command, parsed, train, whole
 from vargface.errors import InputError
+from vargface.files import locked_folder
 
 __all__ = ["add_to"]
 
@@ -35,20 +39,45 @@ def _launch(arguments: argparse.Namespace) -> int:
     hosts = read_hosts(arguments.hosts) if arguments.hosts else []
     if not hosts:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // arguments.workers, 1)))
-    servers = arguments.servers or arguments.workers
-    logs = Path(recipe.out) / "logs"
+    servers, out = arguments.servers or arguments.workers, Path(recipe.out)
+    end = None
+    with _logs_of(out, bool(hosts)) as logs:
+        try:
+            ssh, port = arguments.ssh, arguments.port or 0
+            launch(command, arguments.workers, servers, logs=logs, hosts=hosts, ssh=ssh, port=port)
+        except (Failure, Stopped) as met:
+            end = met
+    if end is None:
+        return 0
     goes_on = "the same command goes on from the last saved state"
-    try:
-        launch(command, arguments.workers, servers, logs=logs, hosts=hosts, ssh=arguments.ssh, port=arguments.port or 0)
-    except Failure as failure:
-        print(
-            f"vargface: error: {failure} - the job is ended, {goes_on}; {logs} has all that was said", file=sys.stderr
-        )
-        return failure.code
-    except Stopped as stopped:
+    if not any(out.glob("**/state/*.json")):
+        # other machines may have another disk
+        goes_on = f"{goes_on}, if there is one" if hosts else "nothing was saved"
+    if isinstance(end, Stopped):
         print(f"vargface: stopped; {goes_on}", file=sys.stderr)
-        return stopped.code
-    return 0
+    else:
+        said = f"; {logs} has all that was said" if logs.exists() else ""
+        print(f"vargface: error: {end} - the job is ended, {goes_on}{said}", file=sys.stderr)
+    return end.code
+
+
+@contextlib.contextmanager
+def _logs_of(out: Path, elsewhere: bool) -> Iterator[Path]:
+    """Yield the folder OUT/logs, kept from other launchers; of a job that began no run nothing is left.
+
+    elsewhere: whether OUT may be on other machines, so that it cannot be told from here.
+    """
+    logs = out / "logs"
+    made = [folder for folder in (logs, *logs.parents) if not folder.exists()]
+    with locked_folder(logs):
+        try:
+            yield logs
+        finally:
+            if logs in made and not elsewhere and not (out / "recipe.json").exists():
+                shutil.rmtree(logs, ignore_errors=True)
+                with contextlib.suppress(OSError):  # it has other things in it
+                    for folder in made[1:]:
+                        folder.rmdir()
 
 
 def _job(command: list[str]) -> tuple[dict, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import queue
@@ -28,8 +29,9 @@ __all__ = ["Failure", "Host", "Stopped", "launch", "read_hosts"]
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-# seconds: for rank 0 to save once another worker has stopped; for what a member said last to come
-STOP_SECONDS, LAST_WORDS_SECONDS = 600.0, 5.0
+# seconds: for rank 0 to save once another worker has stopped; for the others to end once it has stopped; for what a
+# member said last to come
+STOP_SECONDS, FOLLOW_SECONDS, LAST_WORDS_SECONDS = 600.0, 5.0, 5.0
 # what of this process's environment its members on other machines get too
 FORWARDED = ("MXNET_", "OMP_", "DNNL_", "PS_", "CUDA_")
 
@@ -69,6 +71,8 @@ def read_hosts(path: str | Path) -> list[Host]:
         raise InputError(f"{path}: cannot be read ({error})") from error
     hosts = []
     for name, *address in filter(None, lines):
+        if len(address) > 1:
+            raise InputError(f"{path}: {' '.join([name, *address])!r} - a line is NAME [ADDRESS], no more")
         try:
             hosts.append(Host(name, address[0] if address else socket.gethostbyname(name)))
         except OSError as error:
@@ -130,13 +134,13 @@ def launch(
     What the members say goes to `logs`/ROLE-NUMBER.log and, with its origin before it, to stderr; what worker 0 prints
     goes to stdout as it is. SIGINT, SIGTERM and SIGUSR1 are passed on to the workers.
 
-    Raises Failure as soon as one has died, Stopped after a signal (a second SIGINT waits for no worker), both when no
-    process is left.
+    Raises InputError where `port` is taken or `ssh` cannot be started, Failure as soon as a member has died, Stopped
+    after a signal (a second SIGINT waits for no worker), each when no process is left.
     """
     where = list(hosts) or [Host("", LOOPBACK)]
     network = {
         "DMLC_PS_ROOT_URI": where[0].address,
-        "DMLC_PS_ROOT_PORT": str(port or _free_port(where[0])),
+        "DMLC_PS_ROOT_PORT": str(_port_of(where[0], port)),
         "DMLC_NUM_WORKER": str(workers),
         "DMLC_NUM_SERVER": str(servers),
     }
@@ -151,17 +155,29 @@ def launch(
                     variables = {**network, "DMLC_NODE_HOST": host.address, RANK: str(number)}
                     members.append(_start(role, number, host, arguments, variables, ssh))
                     _listen(members[-1], folder / f"{role}-{number}.log", ended)
+                    if heard:  # who is not there yet would not hear of it
+                        raise Stopped(130 if signal.SIGINT in heard else 143)
             _wait(members, ended, heard)
         finally:
             for member in members:
                 member.kill()
 
 
-def _free_port(host: Host) -> int:
-    with contextlib.suppress(OSError), socket.socket() as probe:
-        probe.bind((host.address, 0))
-        return probe.getsockname()[1]
-    raise InputError(f"{host.name}: no port can be found from here - say one that is free there: --port")
+def _port_of(host: Host, port: int) -> int:
+    """Return `port` of `host`, or one that is free for 0. Raises InputError where it is seen from here to be taken."""
+    try:
+        with socket.socket() as probe:
+            # as MXNet does: a connection that has just ended takes no port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.address, port))
+            probe.listen()
+            return probe.getsockname()[1]
+    except OSError as error:
+        if not port:
+            raise InputError(f"{host.name}: no port can be found from here - say one free there: --port") from error
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):  # the address of another machine
+            return port
+        raise InputError(f"--port {port}: {error.strerror} - choose another one") from error
 
 
 def _start(
@@ -173,8 +189,21 @@ def _start(
         passed = {**{key: os.environ[key] for key in os.environ if key.startswith(FORWARDED)}, **variables}
         settings = [f"{key}={value}" for key, value in passed.items()]
         there = f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join([*settings, *command])}"
-        command = [*shlex.split(ssh), host.name, there]
-    return _Member(role, number, host, command, environment)
+        command = [*_words_of(ssh), host.name, there]
+    try:
+        return _Member(role, number, host, command, environment)
+    except OSError as error:
+        raise InputError(f"{command[0]}: cannot be started ({error.strerror}) - see --ssh") from error
+
+
+def _words_of(ssh: str) -> list[str]:
+    try:
+        words = shlex.split(ssh)
+    except ValueError as error:
+        raise InputError(f"--ssh {ssh}: is no command ({error})") from error
+    if not words:
+        raise InputError("--ssh: is empty - leave it out for `ssh`")
+    return words
 
 
 def _listen(member: _Member, log: Path, ended: queue.Queue) -> None:
@@ -241,6 +270,8 @@ def _wait(members: list[_Member], ended: queue.Queue, heard: list[int]) -> None:
             left.discard(member.number)
             if code and not stopped:
                 stopped, until = code, time.monotonic() + STOP_SECONDS
+            if code and member.number == 0:  # whatever there was to save it has saved
+                until = time.monotonic() + FOLLOW_SECONDS
         elif not stopped:
             raise Failure(*_end_of(member))
     if stopped or left:

@@ -15,13 +15,17 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 from vargface.jobs.orders import NAMES
+from vargface.training.interrupt import Terminated, terminated_by_sigterm
 
 __all__ = ["ORPHAN_SECONDS"]
 
-# seconds in which a worker may save its state once the launcher was killed
-ORPHAN_SECONDS = 60.0
+# seconds: for a worker to save its state once the launcher was killed; for one that has none to save to end at a signal
+ORPHAN_SECONDS, UNBEGUN_SECONDS = 60.0, 3.0
+# what is to live as long as this process (see `_end_with`)
+_held: list[Any] = []
 
 
 def main() -> None:
@@ -30,31 +34,50 @@ def main() -> None:
     with contextlib.suppress(OSError):  # started by ssh, it may lead a session already
         os.setpgid(0, 0)
     threading.Thread(target=_obey, args=(role,), daemon=True).start()
-    if role == "worker":
-        os.environ["DMLC_ROLE"] = role
-        _end_with(_code_of(arguments))
-    from vargface.runtime import mx
-
-    # not before: MXNet serves while it is imported where it finds this set, and pickles then meet a half of it
-    os.environ["DMLC_ROLE"] = role
-    mx.kvstore.kvstore_server.KVStoreServer(mx.kv.create("dist")).run()
+    _end_with(_code_of(role, arguments))
 
 
-def _code_of(arguments: list[str]) -> int:
-    """Return the exit code of `vargface ARGUMENT...`."""
+def _code_of(role: str, arguments: list[str]) -> int:
+    """Return the exit code of `vargface ARGUMENT...` or, of one that serves, 1 where it cannot."""
     try:
-        from vargface.cli import main as command
+        with terminated_by_sigterm():
+            if role != "worker":
+                return _serve(role)
+            os.environ["DMLC_ROLE"] = role
+            from vargface.cli import main as command
 
-        return command(arguments)
+            return command(arguments)
     except SystemExit as end:
         return end.code
+    except KeyboardInterrupt as stop:
+        return 143 if isinstance(stop, Terminated) else 130
     except BaseException:
         traceback.print_exc()
         return 1
 
 
+def _serve(role: str) -> int:
+    from vargface.runtime import mx
+
+    # not before: MXNet serves while it is imported where it finds this set, and pickles then meet a half of it
+    os.environ["DMLC_ROLE"] = role
+    sys.unraisablehook = _fail
+    _held.append(mx.kv.create("dist"))
+    mx.kvstore.kvstore_server.KVStoreServer(_held[0]).run()
+    return 0
+
+
+def _fail(met: Any) -> None:
+    """End a server whose update failed: MXNet would go on as if it had been done."""
+    traceback.print_exception(met.exc_type, met.exc_value, met.exc_traceback)
+    _end_with(1)
+
+
 def _end_with(code: int) -> None:
-    """End this process, at once: MXNet's store says farewell to all others, and one that failed would wait there."""
+    """End this process, at once: MXNet's store, as it goes, waits for all others, and one that failed for ever.
+
+    So a store is held until here (also in team.py): where an exception goes up, nothing else may.
+    """
     try:
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -81,7 +104,13 @@ def _signal(name: str, role: str) -> None:
     if name == "KILL":
         os.killpg(os.getpgrp(), signal.SIGKILL)  # decoders too
     elif name in NAMES and role == "worker":  # a server serves until the workers have gone
+        # set by who has steps to finish and to save
+        begun = signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN)
         os.kill(os.getpid(), NAMES[name])
+        if not begun and name != "USR1":
+            time.sleep(UNBEGUN_SECONDS)
+            # it may wait in MXNet for others that have ended
+            os._exit(128 + NAMES[name])
 
 
 if __name__ == "__main__":

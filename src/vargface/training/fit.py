@@ -45,10 +45,10 @@ def train(recipe: EasyDict, generation: int | None = None) -> list[RunFolder]:
             _check_forerunners(Path(recipe.out), generation)
         check_space(plan)
     teacher = labels_of(plan.teacher, recipe, len(plan.records), plan.devices[0])
-    team.join()
     folders: list[RunFolder] = []
     weights = None
     with locked_folder(recipe.out) if team.leads else scratch_folder() as out:
+        team.join()
         for number in range(1, (generation or recipe.generations) + 1):
             folder = RunFolder(generation_folder(out, number), recipe, plan.trained_on)
             folders.append(folder)

@@ -235,7 +235,8 @@ class Generation:
             batch.label = [*batch.label, mx.nd.full((self._batch_size,), weight)]
             batch.provide_label = self._labels
         if self._centres is not None:
-            taken = self._centres.take(batch.label[0].asnumpy(), (self._seed, self._step))
+            updates = self.module._optimizer.num_update
+            taken = self._centres.take(batch.label[0].asnumpy(), (self._seed, self._step), updates)
             batch.label = [mx.nd.array(taken), *batch.label[1:]]
         return batch
 

@@ -5,25 +5,47 @@ A server gets a RowUpdate pickled, and imports this module for it.
 
 from __future__ import annotations
 
+import ctypes
+import os
 from typing import Any
+
+import numpy as np
 
 from vargface.runtime import mx
 
-__all__ = ["CENTRES", "MOMENTUM", "RowUpdate"]
+__all__ = ["CENTRES", "LAST", "MOMENTUM", "TABLES", "RowUpdate", "last_width"]
 
-# keys of the store: two tables of the same shape, whose rows lie on the servers alike
-CENTRES, MOMENTUM = 0, 1
+# Keys of the store: three tables of as many rows, a row of each on one server. A table that MXNet does not split lies
+# on the server (key * 9973) % servers: so each key is a multiple of their number. Sums have keys between (team.py).
+_SERVERS = int(os.environ.get("DMLC_NUM_SERVER", "1"))
+CENTRES, MOMENTUM, LAST = (number * 2**16 * _SERVERS for number in range(3))
+TABLES = CENTRES, MOMENTUM, LAST
+# rows that catch up at a time: what fits the processor's cache
+_AT_ONCE = 512
+
+
+def last_width(shape: tuple[int, int]) -> int:
+    """Return how many columns LAST has, of which the first is used, for CENTRES of `shape` (C, D).
+
+    MXNet splits arrays of this many numbers among the servers: the tables must be split alike.
+    """
+    bound = int(os.environ.get("MXNET_KVSTORE_BIGARRAY_BOUND", 1_000_000))
+    return -(-bound // shape[0]) if _SERVERS > 1 and shape[0] * shape[1] >= bound > 0 else 1
 
 
 class RowUpdate(mx.optimizer.Optimizer):
     """SGD with momentum on the rows of CENTRES that a step has worked on; the sum of what was pushed of any other key.
 
-    The momentum of a row is a row of another table of the store: so it can be read, and saved, from where it lies.
-    tables: those that something has been pushed to since.
+    The momentum of a row is a row of the table MOMENTUM: so it can be read, and saved, from where it lies. LAST has the
+    number of updates that a row is up to. A push there, of the updates gone, has its rows catch up with those that did
+    not take them: with momentum m and velocity v, k updates without a gradient add v (m + m^2 + ... + m^k) to a centre
+    and leave v m^k. That is what SGD on all rows does, also where the rate has changed meanwhile, for v has in it the
+    rates of its gradients' own steps; but weight decay of these k is left out.
+    tables: those that something has been pushed to; of one that learns the first push makes a table known, no more.
     """
 
     def __init__(self, momentum: float = 0.0, loads: bool = False, **options: Any) -> None:
-        """Take SGD's options; with `loads`, rows of both tables become what is pushed."""
+        """Take SGD's options; with `loads`, rows of all tables become what is pushed."""
         super().__init__(**options)
         self._momentum, self._loads = momentum, loads
         self.tables: dict[int, mx.nd.NDArray] = {}
@@ -33,19 +55,51 @@ class RowUpdate(mx.optimizer.Optimizer):
 
     def update_multi_precision(self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: None) -> None:
         """Update `weight`, what the store holds under key `index`, by `grad`, what was pushed in all."""
-        if index not in (CENTRES, MOMENTUM):
+        if index not in TABLES:
             grad.copyto(weight)
             return
+        known = index in self.tables
         self.tables[index] = weight
-        if self._loads or index == MOMENTUM:
+        if self._loads:
             # rows that nobody pushed stay; of the others (1 - lr wd) w - lr rescale g is g
             mx.nd.sparse.sgd_update(weight, grad, out=weight, lr=1.0, wd=1.0, rescale_grad=-1.0, lazy_update=True)
             weight.wait_to_read()
-            return
-        self._update_count(index)
-        options = {"lr": self._get_lr(index), "wd": self._get_wd(index), "rescale_grad": self.rescale_grad}
+        elif known and index == LAST:
+            self._catch_up(grad.indices.asnumpy(), grad.data.asnumpy()[:, 0].astype(np.float64))
+        elif known and index == CENTRES:
+            self._learn(weight, grad)
+
+    def _learn(self, weight: mx.nd.NDArray, grad: mx.nd.NDArray) -> None:
+        self._update_count(CENTRES)
+        options = {"lr": self._get_lr(CENTRES), "wd": self._get_wd(CENTRES), "rescale_grad": self.rescale_grad}
         momentum = self.tables[MOMENTUM]
         mx.nd.sparse.sgd_mom_update(
             weight, grad, momentum, out=weight, momentum=self._momentum, lazy_update=True, **options
         )
+        if LAST in self.tables:
+            _memory(self.tables[LAST])[grad.indices.asnumpy(), 0] += 1
         momentum.wait_to_read()  # MXNet's server waits for the weight alone before it sends rows of either
+
+    def _catch_up(self, rows: np.ndarray, updates: np.ndarray) -> None:
+        """Have `rows` (n,) be where they are after `updates` (n,), or where they were if that is no more."""
+        centres, momentum, last = (_memory(self.tables[key]) for key in TABLES)
+        missed = updates - last[rows, 0]
+        for start in range(0, len(rows), _AT_ONCE):
+            some, k = rows[start:][:_AT_ONCE], missed[start:][:_AT_ONCE, None]
+            left = self._momentum**k
+            gone = self._momentum * (1 - left) / (1 - self._momentum) if self._momentum < 1 else k
+            velocity = momentum[some]
+            centres[some] += velocity * gone.astype(np.float32)
+            momentum[some] = velocity * left.astype(np.float32)
+        last[rows, 0] = updates
+
+
+def _memory(table: mx.nd.NDArray) -> np.ndarray:
+    """Return the memory of a table that has all its rows, to be read and written while MXNet does nothing with it.
+
+    `data` would be a copy of all, and MXNet's operators on some of its rows take eight times as long.
+    """
+    table.wait_to_read()
+    pointer = ctypes.POINTER(ctypes.c_float)()
+    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(table.handle, ctypes.byref(pointer)))
+    return np.ctypeslib.as_array(pointer, shape=table.shape)

@@ -45,8 +45,8 @@ def space_of(plan: Plan) -> Space:
     weights, _, _ = plan.network.infer_shape(data=data)
     network = sum(4 * int(np.prod(s)) for name, s in zip(plan.network.list_arguments(), weights) if name != "data")
     state = learnt * (1 + OPTIMIZER_ARRAYS[plan.recipe.optimizer]) + statistics
-    if plan.recipe.class_share:  # the table of all centres and that of their momenta
-        state += 2 * 4 * plan.records.num_identities * plan.recipe.embedding_size
+    if plan.recipe.class_share:  # of each class the centre, its momentum, and the update that it is at
+        state += 4 * plan.records.num_identities * (2 * plan.recipe.embedding_size + plan.recipe.idle_momentum)
     return Space(state, network + statistics)
 
 

@@ -15,6 +15,8 @@ KVSTORES = ("", "dist_sync", "dist_device_sync")
 # keys of the store below these are a table's of class centres, which servers update (centres.py)
 FIRST_KEY = 8
 NOTES = ("stop", "save")
+# stores of this process, which ends with them (jobs/member.py): one that goes waits until all workers let go of theirs
+_joined: list[mx.kv.KVStore] = []
 
 
 class Team:
@@ -57,6 +59,7 @@ class Team:
         """Wait until all workers and servers of the job are there."""
         if self._kind and self.kvstore is None:
             self.kvstore = mx.kv.create(self._kind)
+            _joined.append(self.kvstore)
 
     def sum(self, name: str, arrays: Sequence[mx.nd.NDArray]) -> None:
         """Have `arrays`, one a context and all of one shape, hold the sum over contexts and workers.
