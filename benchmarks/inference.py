@@ -4,11 +4,12 @@
         [--threads 1 2] [--rounds 9] [--cpu-time] [--only WAY ...]
 
 Without a model it is VarGFaceNet at full width with random weights, which is as fast; int8 needs faces to calibrate on.
-`Module` is what InsightFace's code does with a checkpoint (symbol, Module, forward). `Embedder` is ours, with a batch
-on every core (OMP_NUM_THREADS=1), or with all cores on one batch. `MXNet's exporter` is MXNet 1.9.1's own ONNX,
-repaired until ONNX Runtime takes it and folds its batch norms (fixed gammas 1, slopes (C, 1, 1), explicit flatten,
-arrays that are no inputs). PyTorch runs the checkpoint's own graph (benchmarks/torch_inference.py) if the interpreter
-of an environment with `torch` is named: eager, and compiled by it.
+`Module` is what InsightFace's code does with a checkpoint (symbol, Module, forward), with the kernels that MKLDNN
+chooses by itself; its OpenMP threads are as `vargface.runtime` leaves them, not as MXNet comes. `Embedder` is ours,
+with a batch on every core (OMP_NUM_THREADS=1), or with all cores on one batch. `MXNet's exporter` is MXNet 1.9.1's own
+ONNX, repaired until ONNX Runtime takes it and folds its batch norms (fixed gammas 1, slopes (C, 1, 1), explicit
+flatten, arrays that are no inputs). PyTorch runs the checkpoint's own graph (benchmarks/torch_inference.py) if the
+interpreter of an environment with `torch` is named: eager, and compiled by it.
 
 Every way runs in a process of its own; they take turns, a pass each round. A figure is the median over rounds, `ratio`
 is to the first way. --cpu-time counts seconds of CPU instead of the clock's: on one thread they are the same on a quiet
@@ -166,7 +167,9 @@ class Worker:
         theirs = ("MXNET_", "DNNL_", "OMP_", "MKL_")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
         environment.update({name: value.format(threads=threads) for name, value in WAYS[way].items()})
-        if way == "Module":  # as MXNet comes, not as vargface.runtime sets it up
+        if (
+            way == "Module"
+        ):  # with the kernels of MXNet as it comes; its threads are vargface.runtime's, as everywhere here
             environment.update(DNNL_MAX_CPU_ISA="ALL")
         command = [sys.executable, __file__, "--way", way, "--model", options.model, "--files", str(files)]
         command += ["--batch", str(batch), "--threads", str(threads), *(["--cpu-time"] if options.cpu_time else [])]

@@ -60,7 +60,7 @@ class Verification:
     tar_threshold: float  # mean over folds of the threshold at `far_target`, squared L2
     xnorm: float = math.nan  # mean norm of the embeddings of both views before normalising
     name: str | None = None
-    # TAR at each of FARS that admits a different pair of those that choose the threshold
+    # TAR at each of FARS, and at `far_target`, that admits a different pair of those that choose the threshold
     tars: dict[str, float] = dataclasses.field(default_factory=dict)
     auc: float = math.nan
     eer: float = math.nan
@@ -75,7 +75,7 @@ class Verification:
 
     @property
     def tells_tar(self) -> bool:
-        """Whether the pack has 1 / `far_target` different pairs to choose a threshold by, as `tars` has it of FARS."""
+        """Whether the pack has 1 / `far_target` different pairs to choose a threshold by, as `tars` has it."""
         return any(float(told) <= self.far_target for told in self.tars)
 
     def as_dict(self) -> dict[str, Any]:
@@ -236,7 +236,8 @@ def _judged(distances: np.ndarray, issame: np.ndarray, folds: int, far: float, n
     rates = _Rates(distances, issame, fold)
     far_thresholds = rates.thresholds(far)
     tar, tar_std = _mean_std(rates.accepted(issame, far_thresholds))
-    told = [target for target in FARS if issame.any() and float(target) * rates.train_diff.min() >= 1]
+    targets = FARS if far in map(float, FARS) else (*FARS, f"{far:g}")
+    told = [target for target in targets if issame.any() and float(target) * rates.train_diff.min() >= 1]
     tars = {target: _mean_std(rates.accepted(issame, rates.thresholds(float(target))))[0] for target in told}
     curve = roc(distances, issame)
     return Verification(

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vargface.deploy.alignment import SIZE, TEMPLATE, align, similarity
+from vargface.deploy.alignment import SIZE, TEMPLATE, align, check_face, similarity
 from vargface.errors import InputError
 
 points = arrays(np.float64, (5, 2), elements=st.floats(-500, 500, width=32))
@@ -75,3 +75,54 @@ def test_an_aligned_face_stays_as_it_is():
 def test_what_are_no_landmarks_is_said(landmarks, message):
     with pytest.raises(InputError, match=message):
         similarity(landmarks)
+
+
+def seen_from(yaw: float, pitch: float, roll: float = 0) -> np.ndarray:
+    """The landmarks of a head whose front is the template, nose out by 22 pixels, turned by so many degrees."""
+    head = np.column_stack([TEMPLATE - TEMPLATE.mean(axis=0), [0, 0, 22, 4, 4]])
+    a, b, c = np.radians([yaw, pitch, roll])
+    turned = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
+    nodded = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    tilted = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    return (head @ (tilted @ nodded @ turned).T)[:, :2] + 200
+
+
+@settings(deadline=None)
+@given(
+    st.floats(-90, 90), st.floats(-40, 40), st.floats(-180, 180), arrays(np.float64, (5, 2), elements=st.floats(-2, 2))
+)
+def test_a_face_is_one_from_every_side(yaw, pitch, roll, error):
+    """Full profile, looking down, upside down, landmarks found with an error of up to 2 pixels."""
+    check_face(seen_from(yaw, pitch, roll) + error, (400, 400))
+
+
+PHOTO = (300, 400)
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "message"),
+    [
+        (TEMPLATE[[1, 0, 2, 4, 3]], "do not lie as in a face"),
+        (TEMPLATE[[1, 0, 2, 3, 4]], "do not lie as in a face"),
+        (TEMPLATE[[0, 1, 2, 4, 3]], "do not lie as in a face"),
+        (TEMPLATE[[3, 4, 2, 0, 1]], "do not lie as in a face"),
+        (TEMPLATE[[2, 0, 1, 3, 4]], "do not lie as in a face"),
+        (TEMPLATE[[0, 1, 3, 4, 2]], "do not lie as in a face"),
+        (TEMPLATE[:, ::-1], "do not lie as in a face"),  # y, x
+        (TEMPLATE.T.reshape(5, 2), "do not lie as in a face"),  # x x x x x y y y y y
+        (TEMPLATE / SIZE, "a face 1 pixels wide - give x and y, in pixels"),  # fractions
+        (TEMPLATE + 5000, "5 of them are outside an image 400 pixels wide and 300 high"),
+        (TEMPLATE + (0, 235), "3 of them are outside"),
+        (TEMPLATE - (60, 0), "3 of them are outside"),
+    ],
+)
+def test_five_points_that_are_no_face_are_refused(landmarks, message):
+    """They gave an embedding, without a word."""
+    with pytest.raises(InputError, match=message) as refused:
+        align(np.zeros((*PHOTO, 3), np.uint8), landmarks)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_face_that_the_edge_of_the_photo_cuts_is_taken():
+    align(np.zeros((*PHOTO, 3), np.uint8), TEMPLATE - (45, 0))
+    align(np.zeros((*PHOTO, 3), np.uint8), TEMPLATE + (0, 215))

@@ -392,6 +392,20 @@ def test_verify_judges_an_onnx_file_and_one_view(data, teacher, tmp_path, capsys
     assert figures[teacher, ()]["tar_threshold"] != figures[teacher, ("--no-flip",)]["tar_threshold"]
 
 
+def test_verify_at_a_far_that_the_pack_can_tell(data, teacher, tmp_path, capsys):
+    arguments = ["verify", "--model", teacher, "--json", str(tmp_path / "figures.json"), str(data / "pairs.bin")]
+    assert main([*arguments, "--far", "0.5"]) == 0
+    found = json.loads((tmp_path / "figures.json").read_text())["pairs"]
+    assert found["far_target"] == 0.5
+    table = capsys.readouterr().out
+    assert "pairs TAR@5e-1 %" in table
+    assert "*" not in table
+    for far in ("0", "1", "-1", "nan"):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, f"--far={far}"])
+        assert "--far: must be more than 0 and less than 1" in capsys.readouterr().err
+
+
 def test_verify_draws_what_a_person_should_look_at(data, teacher, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     assert main(["verify", "--model", teacher, "--pictures", str(pictures), str(data / "pairs.bin")]) == 0

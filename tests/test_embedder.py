@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import threading
 
 import cv2
 import numpy as np
 import pytest
 import tiny
 
+from vargface import runtime
 from vargface.checkpoint import load_checkpoint
 from vargface.cli import main
 from vargface.data.packs import read_pack
@@ -82,6 +86,59 @@ def test_threads_and_cores_decide_how_many_batches_go_side_by_side(monkeypatch):
         assert module._side_by_side() == batches
 
 
+def test_many_cores_do_not_have_the_weights_once_each(monkeypatch):
+    """64 contexts had them; what `vargface embed` sets has all cores at work in 16."""
+    for part in (module, runtime):
+        monkeypatch.setattr(part, "cores", lambda: 64)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert module._side_by_side() == 16
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    runtime.prepare_for_embedding()
+    assert os.environ["OMP_NUM_THREADS"] == "4"
+    assert module._side_by_side() == 16
+
+
+def test_python_threads_may_share_it(model, faces):
+    """One got another's faces' embeddings, or none; it binds for their numbers at the same time, too."""
+    expected = [Embedder(model).embed(faces[row : row + 1]) for row in range(8)]
+    shared, wrong = Embedder(model), []
+    start = threading.Barrier(4)
+
+    def work(thread: int) -> None:
+        start.wait()
+        for turn in range(25):
+            row = (3 * thread + turn) % 8
+            try:
+                embedding = shared.embed(faces[row : row + 1 + thread % 2])[:1]
+            except Exception as error:
+                wrong.append(error)
+            else:
+                if np.abs(embedding - expected[row]).max() > 1e-5:
+                    wrong.append(row)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert not wrong
+
+
+def test_a_list_of_faces_is_an_array_of_them(model, faces):
+    """An empty list, too; one of several shapes was a warning of numpy's."""
+    embedder = Embedder(model)
+    np.testing.assert_array_equal(embedder.embed(list(faces[:3])), embedder.embed(faces[:3]))
+    for nothing in ([], (), faces[:0]):
+        assert embedder.embed(nothing).shape == (0, tiny.DIMENSIONS)
+    with pytest.raises(InputError, match=r"faces of shapes \(112, 112, 3\) and \(100, 112, 3\) in one list"):
+        embedder.embed([faces[0], faces[1][:100]])
+    with pytest.raises(InputError, match=r"landmarks of shapes \(5, 2\) and \(4, 2\) in one list"):
+        embedder.embed_photo(faces[0], [TEMPLATE, TEMPLATE[:4]])
+
+
 @pytest.mark.parametrize("shape", [(112, 112, 3), (2, 100, 112, 3), (2, 1, 112, 112)])
 def test_faces_of_another_shape_are_refused(model, shape):
     with pytest.raises(InputError, match="faces of shape"):
@@ -123,7 +180,10 @@ def test_photos_and_landmarks_of_another_form_are_refused(model, faces):
             embedder.embed_photo(photo, TEMPLATE[None])
     with pytest.raises(InputError, match=r"landmarks of shape \(5, 2\): must be \(n, 5, 2\)"):
         embedder.embed_photo(faces[0], TEMPLATE)
-    assert embedder.embed_photo(faces[0], np.empty((0, 5, 2))).shape == (0, tiny.DIMENSIONS)
+    for none in (np.empty((0, 5, 2)), []):
+        assert embedder.embed_photo(faces[0], none).shape == (0, tiny.DIMENSIONS)
+    with pytest.raises(InputError, match="5 of them are outside an image 112 pixels wide and 112 high"):
+        embedder.embed_photo(faces[0], TEMPLATE[None] + 5000)
 
 
 # --- files
@@ -158,6 +218,16 @@ def test_rows_are_in_input_order(model, folder, faces, capsys):
     np.testing.assert_allclose(embeddings, Embedder(model).embed(faces[[2, 4, 1, 2, 5, 6, 0]]), atol=1e-5)
     assert embeddings.dtype == np.float32
     assert f"{out}: 7 embeddings of {tiny.DIMENSIONS} numbers" in capsys.readouterr().out
+    names = [
+        "a/with 2 words.png",
+        "photo.PNG",
+        "a/c.bmp",
+        "a/with 2 words.png",
+        "array.npy[0]",
+        "array.npy[1]",
+        "b.png",
+    ]
+    assert (folder / "out.npy.txt").read_text().splitlines() == [f"{folder}/{name}" for name in names]
 
 
 def test_lists_as_other_systems_write_them(model, folder, faces):
@@ -166,6 +236,61 @@ def test_lists_as_other_systems_write_them(model, folder, faces):
     (folder / "LIST.TXT").write_text("face 5\r\na/c.bmp\r\n", encoding="utf-8-sig")
     assert embed(model, "--out", folder / "out.npy", folder / "LIST.TXT") == 0
     np.testing.assert_allclose(np.load(folder / "out.npy"), Embedder(model).embed(faces[:2]), atol=1e-5)
+
+
+def test_ten_numbers_behind_a_path_that_ends_in_one(model, folder, faces):
+    (folder / "b.png").rename(folder / "img 5")
+    landmarks = " ".join(f"{number:.4f}" for number in TEMPLATE.ravel())
+    (folder / "list.txt").write_text(f"img 5 {landmarks}\nimg 5  {landmarks}\n")
+    assert embed(model, "--out", folder / "out.npy", folder / "list.txt") == 0
+    np.testing.assert_allclose(np.load(folder / "out.npy"), Embedder(model).embed(faces[[0, 0]]), atol=1e-5)
+    assert (folder / "out.npy.txt").read_text().splitlines() == [f"{folder}/img 5"] * 2
+
+
+def test_a_row_of_zeros_for_what_cannot_be_used(model, folder, faces, caplog):
+    """An image that is cut short, one of another size, landmarks that are no face's: the others are embedded."""
+    _cut_short(folder)
+    cv2.imwrite(str(folder / "d.png"), np.zeros((100, 90, 3), np.uint8))
+    landmarks = " ".join(map(str, TEMPLATE.ravel() / 112))
+    (folder / "list.txt").write_text(f"cut.jpg\nb.png\nd.png\na/c.bmp {landmarks}\na/c.bmp\n")
+    assert embed(model, "--out", folder / "out.npy", folder / "list.txt") == 2
+    assert embed(model, "--on-error", "zero", "--out", folder / "out.npy", folder / "list.txt") == 0
+    found = np.load(folder / "out.npy")
+    np.testing.assert_allclose(found[[1, 4]], Embedder(model).embed(faces[:2]), atol=1e-5)
+    assert not found[[0, 2, 3]].any()
+    assert "3 rows are zero, their faces cannot be used, the first: " in caplog.text
+    assert len((folder / "out.npy.txt").read_text().splitlines()) == 5
+
+
+def test_no_image_is_used_whatever_it_is_called(model, folder, caplog):
+    """Not even one: that is rows of zeros, not a crash."""
+    (folder / "list.txt").write_text("nowhere.png\n")
+    assert embed(model, "--on-error", "zero", "--out", folder / "out.npy", folder / "list.txt") == 0
+    np.testing.assert_array_equal(np.load(folder / "out.npy"), np.zeros((1, tiny.DIMENSIONS), np.float32))
+
+
+def test_what_a_folder_holds_beside_images_is_counted(folder, faces, caplog):
+    """Hidden files, which other systems leave beside an image under its name, are none; .tiff and .jfif are."""
+    for name in ("e.tiff", "f.TIF"):
+        encoded = cv2.imencode(".tiff", faces[3])[1]
+        (folder / name).write_bytes(encoded.tobytes())
+    (folder / "g.jfif").write_bytes(tiny.jpeg(0, 0))
+    (folder / "._g.jpg").write_text("no image")
+    found = find_faces([folder])
+    names = ["a/c.bmp", "a/with 2 words.png", "b.png", "e.tiff", "f.TIF", "g.jfif"]
+    assert [str(face.path.relative_to(folder)) for face in found] == names
+    assert f"{folder}: 2 of 8 files left out" in caplog.text
+    np.testing.assert_array_equal(found[3].pixels(), faces[3][:, :, ::-1])
+
+
+@pytest.mark.parametrize("source", ["out.npy", "out.npy.txt"])
+def test_no_source_is_written_over(model, folder, faces, capsys, source):
+    np.save(folder / "out.npy", faces[:1])
+    (folder / "out.npy.txt").write_text("b.png\n")
+    before = (folder / source).read_bytes()
+    assert embed(model, "--out", folder / "a" / ".." / "out.npy", folder / source) == 2
+    assert f"{source}: would be written over" in capsys.readouterr().err
+    assert (folder / source).read_bytes() == before
 
 
 def test_without_the_mirror_image(model, folder, faces):
@@ -245,7 +370,11 @@ def _saved(folder, array):
     return folder / "list.npy"
 
 
-def test_a_name_that_is_no_npy_and_a_folder_that_is_not_there_are_said_first(model, folder, capsys):
+def test_a_name_that_cannot_be_written_is_said_first(model, folder, capsys, monkeypatch):
+    monkeypatch.setattr(module, "find_faces", None)  # not come to
+    (folder / "d.npy").mkdir()
+    assert embed(model, "--out", folder / "d.npy", folder / "b.png") == 2
+    assert "d.npy: is a folder - give the file to write" in capsys.readouterr().err
     assert embed(model, "--out", folder / "out.bin", folder / "b.png") == 2
     assert embed(model, "--out", folder / "nowhere" / "out.npy", folder / "b.png") == 2
     error = capsys.readouterr().err

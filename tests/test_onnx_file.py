@@ -47,7 +47,12 @@ def assert_parity(model, images: np.ndarray, embeddings: np.ndarray) -> None:
 def test_every_layer_gives_what_mxnets_does(network, wide_groups):
     """With negative slopes, fixed gammas that are not 1 in their arrays, and random statistics."""
     checkpoint, images = of_symbol(NETWORKS[network]())
-    assert_parity(onnx_model(fold(checkpoint), wide_groups=wide_groups), images, native(checkpoint, images))
+    model = onnx_model(fold(checkpoint), wide_groups=wide_groups)
+    assert_parity(model, images, native(checkpoint, images))
+    # no array twice, none that folding or splitting has made of nothing: of weights there are not more
+    written = sum(onnx.numpy_helper.to_array(array).nbytes for array in model.graph.initializer)
+    given = sum(array.asnumpy().nbytes for array in (*checkpoint.args.values(), *checkpoint.auxs.values()))
+    assert written <= given or wide_groups
 
 
 @pytest.mark.slow
@@ -63,6 +68,7 @@ def test_whole_networks(network, tmp_path):
     export_onnx(fold(checkpoint), tmp_path / "network.onnx")
     assert_parity(tmp_path / "network.onnx", images, FrozenNetwork(checkpoint, 2)(images))
     mx.nd.save(str(tmp_path / "network.params"), {**args, **auxs})
+    # of weights there are not more (above); nodes and names may be longer
     assert (tmp_path / "network.onnx").stat().st_size < 1.005 * (tmp_path / "network.params").stat().st_size
 
 
@@ -70,7 +76,9 @@ def test_the_real_networks_on_real_faces(real_faces):
     """The public MobileFaceNet y1 of 2018, whose dense layer sits on a convolution."""
     checkpoint = load_checkpoint(f"{real_faces}/insightface-y1/model,0")
     images = read_pack(real_faces / "real-mini" / "mini_ff.bin").decode(0, 16)
-    assert_parity(onnx_model(fold(checkpoint)), images, FrozenNetwork(checkpoint, 16)(images))
+    model = onnx_model(fold(checkpoint))
+    assert_parity(model, images, FrozenNetwork(checkpoint, 16)(images))
+    assert model.ByteSize() < (real_faces / "insightface-y1" / "model-0000.params").stat().st_size
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +245,15 @@ def test_int8_is_near_the_float_network_and_smaller(tmp_path, data, capsys):
     assert max(len(name) for node in graph.node for name in node.input if name != "data") <= 4  # no weight of names
     types = {array.data_type for array in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}
     assert onnx.TensorProto.INT8 in types
+    # two products of 8-bit activations with these stay within the 16 bits in which x86 without VNNI adds them
+    assert 2 * 255 * largest_weight(tmp_path / "int8.onnx") < 2**15
+    int8.export_int8(fold(checkpoint), tmp_path / "vnni.onnx", faces[:1], vnni=True)
+    assert largest_weight(tmp_path / "vnni.onnx") == 127
+
+
+def largest_weight(file) -> int:
+    arrays = [array for array in onnx.load(str(file)).graph.initializer if array.data_type == onnx.TensorProto.INT8]
+    return max(np.abs(onnx.numpy_helper.to_array(array).astype(int)).max() for array in arrays)
 
 
 def test_calibration_faces_are_spread_over_whatever_holds_faces(data, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from vargface.checkpoint import Checkpoint
@@ -10,19 +12,27 @@ from vargface.runtime import mx
 
 __all__ = ["FrozenNetwork", "unit"]
 
+# MXNet's Python layer is not made for several threads: a pass begun between another's images and its output would give
+# one of them the other's embeddings. Held while work is handed to MXNet, not while it is done.
+_HANDING_OVER = threading.Lock()
+
 
 class FrozenNetwork:
-    """A checkpoint bound for inference; it has no gradients, so nothing can train it."""
+    """A checkpoint bound for inference; it has no gradients, so nothing can train it.
+
+    Python threads may share it, and use several at a time.
+    """
 
     def __init__(self, checkpoint: Checkpoint, batch_size: int = 32, context: mx.Context | None = None) -> None:
         """Bind `checkpoint` for batches of `batch_size` 112x112 images on `context` (default: CPU)."""
         self.embedding_size = checkpoint.embedding_size
         self.batch_size = batch_size
-        symbol = inference_form(checkpoint.symbol)
-        self._module = mx.mod.Module(symbol, label_names=None, context=context or mx.cpu())
-        self._module.bind([("data", (batch_size, 3, 112, 112))], for_training=False)
-        # once and for all: MKLDNN's fused layers keep the weights of the first pass, whatever is set after it
-        self._module.set_params(checkpoint.args, checkpoint.auxs, allow_extra=True)
+        with _HANDING_OVER:
+            symbol = inference_form(checkpoint.symbol)
+            self._module = mx.mod.Module(symbol, label_names=None, context=context or mx.cpu())
+            self._module.bind([("data", (batch_size, 3, 112, 112))], for_training=False)
+            # once and for all: MKLDNN's fused layers keep the weights of the first pass, whatever is set after it
+            self._module.set_params(checkpoint.args, checkpoint.auxs, allow_extra=True)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the embeddings (n, D) float32, not normalised, of `images` (n, 3, 112, 112), RGB 0..255, any n."""
@@ -41,8 +51,9 @@ class FrozenNetwork:
         # a short batch is filled up: binding anew for its size would cost more than it saves
         batch = np.zeros((self.batch_size, *images.shape[1:]), np.float32)
         batch[: len(images)] = images
-        self._module.forward(mx.io.DataBatch([mx.nd.array(batch)]), is_train=False)
-        return self._module.get_outputs()[0].copy()  # the output's own memory is the next batch's
+        with _HANDING_OVER:
+            self._module.forward(mx.io.DataBatch([mx.nd.array(batch)]), is_train=False)
+            return self._module.get_outputs()[0].copy()  # the output's own memory is the next batch's
 
 
 def unit(embeddings: np.ndarray) -> np.ndarray:

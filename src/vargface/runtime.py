@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import mxnet as mx
 
 __all__ = [
+    "SIDE_BY_SIDE",
     "THREADS",
     "USE_CPU",
     "check_numpy",
@@ -54,6 +55,8 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+# batches that an Embedder has worked on side by side at most: each has the network's weights in memory once more
+SIDE_BY_SIDE = 16
 # the threads that the user has asked for, "" where it was left to us
 THREADS = os.environ.get("OMP_NUM_THREADS", "")
 
@@ -121,9 +124,10 @@ def prepare_for_training(context: str = "auto") -> None:
 def prepare_for_embedding() -> None:
     """Set what a process that embeds many images on the CPU needs, before MXNet is imported. A value of yours wins.
 
-    Every two cores work on a batch of their own: on two, faster than a batch for each (docs/insightface.md).
+    Every two cores work on a batch of their own (on two, faster than a batch for each, docs/insightface.md), or more of
+    them where there would be over SIDE_BY_SIDE batches.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(min(cores(), 2)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(min(cores(), 2), -(-cores() // SIDE_BY_SIDE))))
 
 
 def flavours() -> list[str]:

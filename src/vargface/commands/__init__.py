@@ -57,8 +57,10 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def check_out(out: str, suffix: str, what: str) -> None:
-    """Raise InputError, before any work, where file `out` is not called *`suffix`, as `what` is, or has no folder."""
+    """Raise InputError, before any work, where file `out` is not called *`suffix`, as `what` is, or cannot be there."""
     if Path(out).suffix != suffix:
         raise InputError(f"{out}: {what} - give it a name in {suffix}")
     if not Path(out).resolve().parent.is_dir():
         raise InputError(f"{out}: no such folder - make it first")
+    if Path(out).is_dir():
+        raise InputError(f"{out}: is a folder - give the file to write")

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from vargface import runtime
 from vargface.commands import add_command, check_out
-from vargface.files import save_whole
+from vargface.errors import InputError
+from vargface.files import save_whole, whole_file
 
 __all__ = ["add_to"]
+
+logger = logging.getLogger(__name__)
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
     """Add the command to the command line."""
     embed = add_command(commands, "embed", _embed, "embeddings of aligned faces, or of photos with landmarks")
     embed.add_argument("--model", required=True, metavar="PREFIX,EPOCH", help="any checkpoint of the InsightFace stack")
-    embed.add_argument("--out", required=True, metavar="FILE.npy", help="(n, D) float32, unit norm, in input order")
+    embed.add_argument(
+        "--out", required=True, metavar="FILE.npy", help="(n, D) float32, unit norm, in input order; paths in OUT.txt"
+    )
     embed.add_argument(
         "--no-flip", action="store_true", help="without the mirror image's embedding added, twice as fast"
     )
     embed.add_argument("--resize", action="store_true", help="resize square images that are not 112x112")
+    embed.add_argument(
+        "--on-error",
+        choices=("stop", "zero"),
+        default="stop",
+        help="for faces that cannot be read or have another size",
+    )
     embed.add_argument(
         "faces",
         nargs="+",
@@ -37,11 +52,35 @@ def _embed(arguments: argparse.Namespace) -> None:
     from vargface.deploy.embedder import Embedder, find_faces
 
     check_out(arguments.out, ".npy", "embeddings are a numpy array")
+    names = f"{arguments.out}.txt"
+    for written in (arguments.out, names):
+        _check_no_source(written, arguments.faces)
     faces = find_faces(arguments.faces)
     embedder = Embedder(arguments.model)
+    unusable: list[InputError] = []
     with tqdm(total=len(faces), unit="img", desc="embed", leave=False, disable=None) as bar:
         embeddings = embedder.embed_faces(
-            faces, flip=not arguments.no_flip, resize=arguments.resize, on_batch=bar.update
+            faces,
+            flip=not arguments.no_flip,
+            resize=arguments.resize,
+            on_batch=bar.update,
+            on_unusable=unusable.append if arguments.on_error == "zero" else None,
         )
+    if unusable:
+        logger.warning("%d rows are zero, their faces cannot be used, the first: %s", len(unusable), unusable[0])
+    with whole_file(names) as file:
+        file.write("".join(f"{_one_line(face.name)}\n" for face in faces).encode("utf-8", "surrogateescape"))
     save_whole(arguments.out, lambda file: np.save(file, embeddings))
     print(f"{arguments.out}: {len(embeddings)} embeddings of {embedder.embedding_size} numbers, unit norm")
+
+
+def _check_no_source(written: str, sources: Sequence[str]) -> None:
+    """Raise InputError where the file that is to be `written` is one of `sources`."""
+    for source in sources:
+        if Path(written).exists() and Path(source).exists() and os.path.samefile(written, source):
+            raise InputError(f"{source}: would be written over by {written} - give --out another name")
+
+
+def _one_line(name: str) -> str:
+    """Return `name`, a line break in it as the two characters that stand for it."""
+    return name.replace("\n", r"\n")

@@ -36,10 +36,20 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="judge by one view, as insightface embeds, not by the sum with its mirror",
     )
+    verify.add_argument(
+        "--far", type=_share, default=1e-3, help="the share of different pairs that TAR's threshold lets in (0.001)"
+    )
     verify.add_argument("--json", metavar="FILE", help="write the figures there, too")
     verify.add_argument("--pictures", metavar="DIR", help="ROC, histograms and the most wrong pairs of each pack there")
     verify.add_argument("packs", nargs="+", metavar="PACK.bin")
     verify.epilog = "example: vargface verify --model runs/demo/student/student,1 runs/demo/data/lfw.bin"
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError("must be more than 0 and less than 1")
+    return value
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -51,7 +61,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     packs = find_packs(arguments.packs, "")
     if arguments.pictures:
         make_folder(arguments.pictures)
-    results = verify_packs(network, packs, flip=not arguments.no_flip)
+    results = verify_packs(network, packs, flip=not arguments.no_flip, far=arguments.far)
     print(results_table([dataclasses.replace(row, packs=results)]), end="\n\n")
     print(details_table(results))
     for line in explain_norms({name: result.norms for name, result in results.items()}):

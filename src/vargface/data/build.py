@@ -11,14 +11,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from vargface.data.decoding import decode
+from vargface.data.decoding import IMAGE_FORMS, decode
 from vargface.data.writer import RecordWriter, refuse_used
 from vargface.errors import InputError
 from vargface.files import make_folder, whole_file
 
-__all__ = ["IMAGE_FORMS", "RESIZE", "Built", "build", "identity_folders", "image_files", "read_image"]
+__all__ = ["RESIZE", "Built", "build", "identity_folders", "image_files", "read_image"]
 
-IMAGE_FORMS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # what becomes of an image of another size
 RESIZE = {
     "scale": "one of the same shape is scaled, any other is unusable",

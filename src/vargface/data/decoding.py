@@ -5,7 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-__all__ = ["cut_short", "decode", "planes"]
+__all__ = ["IMAGE_FORMS", "cut_short", "decode", "planes"]
+
+# by these endings, in any case, a file of a folder is taken to be an image
+IMAGE_FORMS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA

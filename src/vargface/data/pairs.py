@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vargface.data.build import IMAGE_FORMS, identity_folders, image_files, read_image
-from vargface.data.decoding import decode
+from vargface.data.build import identity_folders, image_files, read_image
+from vargface.data.decoding import IMAGE_FORMS, decode
 from vargface.data.packs import write_pack
 from vargface.errors import InputError
 

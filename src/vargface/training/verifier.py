@@ -58,6 +58,7 @@ def verify_packs(
     packs: Sequence[Pack],
     *,
     flip: bool = True,
+    far: float = 1e-3,
     on_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, Verification]:
     """Return name -> `verify_pack` of `network` on each of `packs`, with a progress bar on a terminal.
@@ -74,7 +75,7 @@ def verify_packs(
 
         for pack in packs:
             results[pack.name] = verify_pack(
-                network, pack, FOLDS, batch_size=network.batch_size, flip=flip, on_batch=count
+                network, pack, FOLDS, far=far, batch_size=network.batch_size, flip=flip, on_batch=count
             )
     return results
 
