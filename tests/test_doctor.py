@@ -133,7 +133,7 @@ def test_a_driver_that_is_too_old(look):
 
 
 def test_cuda_libraries_are_loaded_one_by_one(look, monkeypatch, tmp_path):
-    """A good one, one that is no library, and one that pip has not brought."""
+    """A good one, one that is no library, one that pip has not brought, and one of another CUDA."""
     bad = tmp_path / "libbad.so.1"
     bad.write_bytes(b"no library")
     good = tmp_path / "libgood.so.1"
@@ -141,11 +141,31 @@ def test_cuda_libraries_are_loaded_one_by_one(look, monkeypatch, tmp_path):
     source.write_text("")
     if subprocess.run(["cc", "-shared", "-o", str(good), str(source)], check=False).returncode:
         pytest.skip("no C compiler")
-    files = {"a/lib/libgood.so.*": [good], "b/lib/libbad.so.*": [bad], "c/lib/libnone.so.*": []}
+    other = tmp_path / "libother.so.12"
+    files = {"libgood.so.1": [good], "libbad.so.1": [bad], "libnone.so.1": [], "libother.so.11": [other]}
     monkeypatch.setattr(runtime, "cuda_files", lambda: files)
     found = look(Survey((RTX,), (12, 2), ""), flavours=["mxnet-cu112"])["CUDA library"]
-    assert marks(found) == [OK, FAULT, WARNING]
-    assert [finding.found.split()[0].rstrip(":") for finding in found] == ["libgood.so.1", "libbad.so.1", "libnone"]
+    assert marks(found) == [OK, FAULT, FAULT, WARNING]
+    assert [finding.found.split()[0] for finding in found[:2]] == ["libgood.so.1", "libbad.so.1"]
+    assert found[2].found == "libother.so.12 found, mxnet-cu112 needs libother.so.11"
+    assert found[3].found.startswith("libnone.so.1, libother.so.11: not from pip")
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["CUDA 12 beside", "CUDA 12 only"])
+def test_the_libraries_of_another_cuda_are_a_fault_that_names_both(look, monkeypatch, tmp_path, beside):
+    folder = tmp_path / "nvidia" / "cuda_runtime" / "lib"
+    folder.mkdir(parents=True)
+    for name in ("libcudart.so.12", "libcudart.so.11.0")[: 1 + beside]:
+        (folder / name).touch()
+    where = types.SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    find = runtime.importlib.util.find_spec
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: where if name == "nvidia" else find(name))
+    loaded = []
+    monkeypatch.setattr(doctor._cuda_libraries, "__defaults__", (lambda name, mode: loaded.append(name),))
+    found = look(Survey((RTX,), (12, 2), ""), flavours=["mxnet-cu112"])["CUDA library"]
+    texts = [finding.found for finding in found if finding.mark == FAULT]
+    assert "libcudart.so.12 found, mxnet-cu112 needs libcudart.so.11.0" in texts
+    assert loaded == [str(folder / "libcudart.so.11.0")] * beside
 
 
 @pytest.mark.skipif(

@@ -271,11 +271,7 @@ def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "cuda_nvrtc/libnvrtc.so.11.2 cuda_nvrtc/libnvrtc-builtins.so.11.8 nvtx/libnvToolsExt.so.1 "
         "cuda_runtime/libcudart.so.11.0 cuda_runtime/libOpenCL.so.1"
     )
-    for file in files.split():
-        package, library = file.split("/")
-        folder = tmp_path / "nvidia" / package / "lib"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / library).touch()
+    lay(tmp_path, files)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     return tmp_path / "nvidia"
 
@@ -306,6 +302,39 @@ def test_cuda_libraries_load_after_the_driver_in_an_order_that_finds_each_what_i
     assert {mode for _, mode in load.asked[1:]} == {ctypes.RTLD_GLOBAL}
     assert [file.name for file in files] == [name for name, _ in load.asked[1:]]
     assert all(nvidia in file.parents for file in files)
+
+
+# what the wheels for CUDA 12 put into the same folders, by other names and by the same
+CUDA_12 = (
+    "cudnn/libcudnn.so.9 cudnn/libcudnn_ops.so.9 cufft/libcufft.so.11 cublas/libcublas.so.12 cublas/libcublasLt.so.12 "
+    "cuda_nvrtc/libnvrtc.so.12 cuda_nvrtc/libnvrtc-builtins.so.12.4 cuda_runtime/libcudart.so.12 "
+    "nccl/libnccl.so.2 cusolver/libcusolver.so.11 curand/libcurand.so.10 nvtx/libnvToolsExt.so.1"
+)
+
+
+def lay(site_packages: Path, files: str) -> None:
+    """Make empty files, "package/library ...", where NVIDIA's wheels have them."""
+    for file in files.split():
+        package, library = file.split("/")
+        folder = site_packages / "nvidia" / package / "lib"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / library).touch()
+
+
+def test_of_two_cudas_in_the_same_folders_mxnets_alone_is_loaded(nvidia):
+    alone = runtime.preload_cuda(Loader())
+    lay(nvidia.parent, CUDA_12)
+    assert runtime.preload_cuda(Loader()) == alone
+    assert [file.name for file in runtime.cuda_files()["libcudart.so.11.0"]] == ["libcudart.so.11.0", "libcudart.so.12"]
+
+
+def test_of_another_cuda_nothing_is_loaded_but_what_has_the_same_name(tmp_path, monkeypatch):
+    lay(tmp_path, CUDA_12)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    load = Loader()
+    runtime.preload_cuda(load)
+    same = ["libnvToolsExt.so.1", "libcurand.so.10", "libcusolver.so.11", "libnccl.so.2"]
+    assert [name for name, _ in load.asked] == ["libcuda.so.1", *same]
 
 
 def test_without_a_driver_no_cuda_library_is_touched(nvidia):

@@ -34,6 +34,8 @@ SLOW_SETTINGS = {
     "MXNET_ENGINE_TYPE": ("NaiveEngine", "does one operation after the other, for debugging"),
     "MXNET_SUBGRAPH_BACKEND": ("NONE", "crashed inference with two threads at batch 1 (docs/insightface.md)"),
 }
+# some of the files have the same name in both, so that either may lie there
+OTHER_CUDA = "another CUDA's wheels share its folders: take an environment without them, pip install '.[cu112]'"
 OPTIONAL = {"onnxruntime": "export onnx, ONNX teachers", "onnx": "export onnx"}
 
 
@@ -156,9 +158,12 @@ def _cuda_libraries(load: Callable[..., Any] = ctypes.CDLL) -> Iterator[Finding]
     """Look for each library that mxnet-cu112 needs, and load it."""
     fix = "pip install --force-reinstall '.[cu112]'"
     found = runtime.cuda_files()
-    missing = [pattern.rpartition("/")[2].partition(".so")[0] for pattern, files in found.items() if not files]
-    for files in found.values():
+    missing = [name for name, files in found.items() if name not in {file.name for file in files}]
+    for name, files in found.items():
         for file in files:
+            if file.name != name:
+                yield Finding(FAULT, "CUDA library", f"{file.name} found, mxnet-cu112 needs {name}", OTHER_CUDA)
+                continue
             try:
                 load(str(file), mode=ctypes.RTLD_GLOBAL)
                 yield Finding(OK, "CUDA library", file.name)

@@ -78,22 +78,26 @@ TRAINING_ENVIRONMENT = {"DNNL_MAX_CPU_ISA": "AVX2"}
 # names that numpy 1.24 took away and MXNet 1.9.1 still uses
 NUMPY_NAMES = {"bool": bool, "int": int, "float": float, "complex": complex, "object": object, "str": str}
 
-# what mxnet-cu112 links against, in an order in which each finds what it needs itself already loaded
+# What mxnet-cu112 links against, in an order in which each finds what it needs itself already loaded. The versions are
+# part of it: NVIDIA's wheels for CUDA 12 put theirs into the same folders.
 NVIDIA_LIBRARIES = (
-    "cuda_runtime/lib/libcudart.so.*",
-    "nvtx/lib/libnvToolsExt.so.*",
-    "cuda_nvrtc/lib/libnvrtc-builtins.so.*",
-    "cuda_nvrtc/lib/libnvrtc.so.*",
-    "cublas/lib/libcublasLt.so.*",
-    "cublas/lib/libcublas.so.*",
-    "curand/lib/libcurand.so.*",
-    "cufft/lib/libcufft.so.*",
-    "cusolver/lib/libcusolver.so.*",
-    "nccl/lib/libnccl.so.*",
-    "cudnn/lib/libcudnn_ops_*.so.*",
-    "cudnn/lib/libcudnn_cnn_*.so.*",
-    "cudnn/lib/libcudnn_adv_*.so.*",
-    "cudnn/lib/libcudnn.so.*",
+    "cuda_runtime/lib/libcudart.so.11.0",
+    "nvtx/lib/libnvToolsExt.so.1",
+    "cuda_nvrtc/lib/libnvrtc-builtins.so.11.8",
+    "cuda_nvrtc/lib/libnvrtc.so.11.2",
+    "cublas/lib/libcublasLt.so.11",
+    "cublas/lib/libcublas.so.11",
+    "curand/lib/libcurand.so.10",
+    "cufft/lib/libcufft.so.10",
+    "cusolver/lib/libcusolver.so.11",
+    "nccl/lib/libnccl.so.2",
+    "cudnn/lib/libcudnn_ops_infer.so.8",
+    "cudnn/lib/libcudnn_ops_train.so.8",
+    "cudnn/lib/libcudnn_cnn_infer.so.8",
+    "cudnn/lib/libcudnn_cnn_train.so.8",
+    "cudnn/lib/libcudnn_adv_infer.so.8",
+    "cudnn/lib/libcudnn_adv_train.so.8",
+    "cudnn/lib/libcudnn.so.8",
 )
 
 INSTALL = "pip install '.[cpu]', or '.[cu112]' for an NVIDIA GPU"
@@ -293,22 +297,29 @@ def _leave_threads_to_workers() -> None:
 def preload_cuda(load: Callable[..., Any] = ctypes.CDLL) -> list[Path]:
     """Load the CUDA libraries that pip installed, so that MXNet finds them in the process, and return their files.
 
-    A library that pip did not bring is left to the system. Raises OSError where there is no NVIDIA driver or one fails.
+    A library that pip did not bring in the version that MXNet wants is left to the system.
+    Raises OSError where there is no NVIDIA driver or one fails.
     """
     try:
         load("libcuda.so.1")
     except OSError as error:
         raise OSError(f"no NVIDIA driver ({error})") from error
-    files = [file for found in cuda_files().values() for file in found]
+    files = [file for name, found in cuda_files().items() for file in found if file.name == name]
     for file in files:
         load(str(file), mode=ctypes.RTLD_GLOBAL)
     return files
 
 
 def cuda_files() -> dict[str, list[Path]]:
-    """Return pattern -> the files that pip installed for it, of each of `NVIDIA_LIBRARIES`, in their order."""
+    """Return name -> the files of that library that pip installed, of whatever version, for each of NVIDIA_LIBRARIES.
+
+    They are in its order. A file with the very name is what mxnet-cu112 wants; any other is of another CUDA.
+    """
     found = importlib.util.find_spec("nvidia")
     folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
     return {
-        pattern: [file for folder in folders for file in sorted(folder.glob(pattern))] for pattern in NVIDIA_LIBRARIES
+        Path(library).name: [
+            file for folder in folders for file in sorted(folder.glob(f"{library.partition('.so.')[0]}.so.*"))
+        ]
+        for library in NVIDIA_LIBRARIES
     }
