@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stub_driver import compile_driver
 
 from vargface import runtime
 from vargface.errors import InputError
@@ -141,6 +143,35 @@ def test_cuda_build_without_a_driver_points_to_the_cpu_build(site):
     message = site.error(LD_LIBRARY_PATH=str(site.folder))
     assert "mxnet-cu112 is installed but does not load: no NVIDIA driver (" in message
     assert message.endswith("pip uninstall -y mxnet-cu112 && pip install '.[cpu]'")
+
+
+def test_openmp_that_the_system_lacks_is_the_systems_to_bring(site):
+    site.module("mxnet", "raise OSError('libgomp.so.1: cannot open shared object file: No such file or directory')")
+    site.distribution("mxnet")
+    assert site.error().endswith(" - GNU's OpenMP is the system's to bring: apt-get install libgomp1")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to make a stub driver with")
+@pytest.mark.parametrize(
+    ("text", "brought", "fix"),
+    [
+        ("raise OSError('libcudart.so.11.0: no such file')", False, "for its CUDA libraries: pip install '.[cu112]'"),
+        (
+            "raise OSError('libcudart.so.11.0: bad')",
+            True,
+            "for its CUDA libraries anew: pip install --force-reinstall '.[cu112]'",
+        ),
+        ("", False, "pip install --force-reinstall --no-deps mxnet-cu112==1.9.1"),
+    ],
+    ids=["no CUDA libraries", "all of them", "an empty folder"],
+)
+def test_cuda_build_with_a_driver_points_to_its_libraries_or_to_itself(site, text, brought, fix):
+    compile_driver(site.folder, (8, 6))
+    site.module("mxnet", text)
+    site.distribution("mxnet-cu112")
+    before = "import vargface.runtime; vargface.runtime.missing_cuda = list" if brought else ""
+    message = site.error(before, LD_LIBRARY_PATH=str(site.folder))
+    assert message.endswith(f" - {fix}")
 
 
 def test_numpy_2_is_named(tmp_path):

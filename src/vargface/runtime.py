@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import mxnet as mx
 
 __all__ = [
+    "CUDA_LIBRARIES",
+    "CUDA_LIBRARIES_ANEW",
     "SIDE_BY_SIDE",
     "THREADS",
     "USE_CPU",
@@ -41,6 +43,7 @@ __all__ = [
     "flavours",
     "is_thread_count",
     "machine",
+    "missing_cuda",
     "mx",
     "preload_cuda",
     "prepare_for_embedding",
@@ -101,8 +104,11 @@ NVIDIA_LIBRARIES = (
 )
 
 INSTALL = "pip install '.[cpu]', or '.[cu112]' for an NVIDIA GPU"
-USE_CPU = "for the CPU build: pip uninstall -y mxnet-cu112 && pip install '.[cpu]'"
-REINSTALL = "pip install --force-reinstall --no-deps mxnet==1.9.1"
+USE_CPU = "for the CPU build: pip uninstall -y {} && pip install '.[cpu]'"
+REINSTALL = "pip install --force-reinstall --no-deps {}==1.9.1"
+CUDA_LIBRARIES = "for its CUDA libraries: pip install '.[cu112]'"
+CUDA_LIBRARIES_ANEW = "for its CUDA libraries anew: pip install --force-reinstall '.[cu112]'"
+OPENMP = "GNU's OpenMP is the system's to bring: apt-get install libgomp1"
 
 
 def __getattr__(name: str) -> Any:
@@ -239,9 +245,20 @@ def _mxnet() -> ModuleType:
             raise ImportError(f"not version 1.9.1, but {getattr(mxnet, '__version__', 'an empty folder')}")
         return mxnet
     except (OSError, RuntimeError, ImportError, AttributeError) as error:
-        what, fix = installed[0] if installed else "mxnet", USE_CPU if "mxnet-cu112" in installed else REINSTALL
+        what = installed[0] if installed else "mxnet"
         why = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{what} is installed but does not load: {why} - {fix}") from error
+        raise InputError(f"{what} is installed but does not load: {why} - {_remedy(what, error)}") from error
+
+
+def _remedy(flavour: str, error: Exception) -> str:
+    """Return what to do where the build `flavour` of MXNet is installed and its import raised `error`."""
+    if "libgomp.so.1" in str(error):
+        return OPENMP
+    if flavour.startswith("mxnet-cu") and "libcuda.so.1" in str(error):
+        return USE_CPU.format(flavour)
+    if flavour == "mxnet-cu112" and isinstance(error, OSError):
+        return CUDA_LIBRARIES if missing_cuda() else CUDA_LIBRARIES_ANEW
+    return REINSTALL.format(flavour)
 
 
 def _check_threads(environment: MutableMapping[str, str]) -> None:
@@ -308,6 +325,11 @@ def preload_cuda(load: Callable[..., Any] = ctypes.CDLL) -> list[Path]:
     for file in files:
         load(str(file), mode=ctypes.RTLD_GLOBAL)
     return files
+
+
+def missing_cuda() -> list[str]:
+    """Return the names of NVIDIA_LIBRARIES that pip has not brought, in their order."""
+    return [name for name, files in cuda_files().items() if name not in {file.name for file in files}]
 
 
 def cuda_files() -> dict[str, list[Path]]:
