@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import shutil
 import subprocess
@@ -430,6 +431,37 @@ def test_cuda_error_of_mxnet_counts_as_no_gpu(monkeypatch):
 
     monkeypatch.setattr(runtime.mx.context, "num_gpus", fail)
     assert runtime.contexts("auto") == [runtime.mx.cpu(0)]
+
+
+HOPPER = Gpu("H100", (9, 0))
+TURING = Gpu("T4", (7, 5))
+
+
+@pytest.mark.parametrize(
+    ("seen", "cuda_build", "why"),
+    [
+        (
+            Survey((HOPPER,), (12, 2), ""),
+            True,
+            "H100 (9.0): MXNet 1.9.1 has code for compute capability 5.0 to 8.9 only",
+        ),
+        (Survey((TURING,), (12, 2), ""), True, "the driver offers T4 (7.5), MXNet sees none"),
+        (Survey((TURING,), (12, 2), ""), False, "this is its CPU build; the driver offers T4 (7.5)"),
+        (Survey((), (0, 0), "cuInit: error 803", hidden=True), True, "cuInit: error 803"),
+        (Survey((), (0, 0), "no NVIDIA driver"), True, None),
+        (Survey((), (0, 0), "no NVIDIA driver"), False, None),
+    ],
+)
+def test_why_auto_is_the_cpu_is_told_once_where_there_is_a_gpu(no_gpu, monkeypatch, caplog, seen, cuda_build, why):
+    monkeypatch.setattr(runtime.gpu, "survey", lambda: seen)
+    monkeypatch.setattr(runtime.mx.runtime.Features, "is_enabled", lambda self, name: cuda_build)
+    runtime._tell_why_cpu.cache_clear()
+    with caplog.at_level(logging.INFO, logger=runtime.__name__):
+        assert runtime.contexts("cpu") == [runtime.mx.cpu()]
+        assert caplog.messages == []
+        assert runtime.contexts("auto") == runtime.contexts("auto") == [runtime.mx.cpu()]
+    assert caplog.messages == ([] if why is None else [f"on the CPU, no GPU that MXNet can use ({why})"])
+    runtime._tell_why_cpu.cache_clear()
 
 
 @pytest.mark.parametrize(

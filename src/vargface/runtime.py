@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import platform
 import re
@@ -49,6 +50,8 @@ __all__ = [
     "prepare_for_embedding",
     "prepare_for_training",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def cores() -> int:
@@ -173,9 +176,9 @@ def machine() -> dict[str, str]:
 def contexts(spec: str = "auto") -> list[mx.Context]:
     """Return the devices that `spec` names: "auto", "cpu", "gpu", or a list such as "gpu(0),gpu(1)" or "cpu(0),cpu(1)".
 
-    "gpu" is every GPU that MXNet can use; "auto" is the same, or one CPU context where there is none. Several CPU
-    contexts are the same cores, each with a share of the batch. Raises InputError on any other spec, and on a GPU that
-    is not there.
+    "gpu" is every GPU that MXNet can use; "auto" is the same, or one CPU context where there is none; where there are
+    only GPUs that it cannot use, the reason is logged. Several CPU contexts are the same cores, each with a share of
+    the batch. Raises InputError on any other spec, and on a GPU that is not there.
     """
     mxnet = _mxnet()
     if spec == "cpu":
@@ -183,7 +186,10 @@ def contexts(spec: str = "auto") -> list[mx.Context]:
     if spec in ("auto", "gpu"):
         ordinals = _usable_gpus(mxnet)
         if spec == "gpu" and not ordinals:
-            raise InputError(f"context 'gpu': no GPU that MXNet can use ({_why_no_gpu(mxnet)}) - use 'cpu' or 'auto'")
+            why = _why_no_gpu(mxnet, gpu.survey())
+            raise InputError(f"context 'gpu': no GPU that MXNet can use ({why}) - use 'cpu' or 'auto'")
+        if not ordinals:
+            _tell_why_cpu(mxnet)
         return [mxnet.gpu(ordinal) for ordinal in ordinals] or [mxnet.cpu()]
     names = spec.replace(" ", "").split(",")
     devices = [re.fullmatch(r"(cpu|gpu)\((\d+)\)", name) for name in names]
@@ -213,12 +219,21 @@ def _usable_gpus(mxnet: ModuleType) -> list[int]:
     return [ordinal for ordinal, found in enumerate(gpu.survey().gpus[:count]) if gpu.supported(found.capability)]
 
 
-def _why_no_gpu(mxnet: ModuleType) -> str:
+def _why_no_gpu(mxnet: ModuleType, seen: gpu.Survey) -> str:
     """Return the reason why there is no usable GPU."""
+    extra, reason = gpu.choose(seen)
+    there = reason if extra == "cpu" else f"the driver offers {reason}"
     if not mxnet.runtime.Features().is_enabled("CUDA"):
-        return "this is its CPU build"
-    extra, reason = gpu.choose(gpu.survey())
-    return reason if extra == "cpu" else f"the driver offers {reason}, MXNet sees none"
+        return f"this is its CPU build; {there}"
+    return there if extra == "cpu" else f"{there}, MXNet sees none"
+
+
+@functools.lru_cache(maxsize=None)
+def _tell_why_cpu(mxnet: ModuleType) -> None:
+    """Log, once in a process, why it works on the CPU where there is a GPU; nothing where there is none."""
+    seen = gpu.survey()
+    if seen.gpus or seen.hidden:
+        logger.warning("on the CPU, no GPU that MXNet can use (%s)", _why_no_gpu(mxnet, seen))
 
 
 @functools.lru_cache(maxsize=None)
