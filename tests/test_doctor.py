@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from stub_driver import compile_driver
@@ -20,13 +21,26 @@ RTX = Gpu("RTX 3090", (8, 6))
 HOPPER = Gpu("H100", (9, 0))
 
 
+class Cuda:
+    """Stands for `mxnet.runtime` of a CUDA build."""
+
+    class Features:
+        def is_enabled(self, name):
+            return name == "CUDA"
+
+
 @pytest.fixture
 def look(monkeypatch, tmp_path):
     """Examine a machine with the GPUs, builds of MXNet, ... given; {what: [findings]}."""
 
+    list(doctor._required())  # imported before the machine is another
+    here = runtime._mxnet
+
     def call(survey=None, flavours=("mxnet",), **differing):
         monkeypatch.setattr(gpu, "survey", lambda: survey or Survey((), (0, 0), "no NVIDIA driver (x)"))
         monkeypatch.setattr(runtime, "flavours", lambda: list(flavours))
+        cuda = types.SimpleNamespace(__version__="1.9.1", runtime=Cuda)
+        monkeypatch.setattr(runtime, "_mxnet", (lambda: cuda) if "-cu" in " ".join(flavours) else here)
         for name, value in differing.items():
             monkeypatch.setattr(*{"numpy": (doctor.np, "__version__"), "threads": (runtime, "THREADS")}[name], value)
         found: dict[str, list[doctor.Finding]] = {}
@@ -133,7 +147,7 @@ def test_a_driver_that_is_too_old(look):
 
 
 def test_cuda_libraries_are_loaded_one_by_one(look, monkeypatch, tmp_path):
-    """A good one, one that is no library, and one that pip has not brought."""
+    """A good one, one that is no library, one that pip has not brought, and one of another CUDA."""
     bad = tmp_path / "libbad.so.1"
     bad.write_bytes(b"no library")
     good = tmp_path / "libgood.so.1"
@@ -141,11 +155,86 @@ def test_cuda_libraries_are_loaded_one_by_one(look, monkeypatch, tmp_path):
     source.write_text("")
     if subprocess.run(["cc", "-shared", "-o", str(good), str(source)], check=False).returncode:
         pytest.skip("no C compiler")
-    files = {"a/lib/libgood.so.*": [good], "b/lib/libbad.so.*": [bad], "c/lib/libnone.so.*": []}
+    other = tmp_path / "libother.so.12"
+    files = {"libgood.so.1": [good], "libbad.so.1": [bad], "libnone.so.1": [], "libother.so.11": [other]}
     monkeypatch.setattr(runtime, "cuda_files", lambda: files)
     found = look(Survey((RTX,), (12, 2), ""), flavours=["mxnet-cu112"])["CUDA library"]
-    assert marks(found) == [OK, FAULT, WARNING]
-    assert [finding.found.split()[0].rstrip(":") for finding in found] == ["libgood.so.1", "libbad.so.1", "libnone"]
+    assert marks(found) == [OK, FAULT, FAULT, WARNING]
+    assert [finding.found.split()[0] for finding in found[:2]] == ["libgood.so.1", "libbad.so.1"]
+    assert found[2].found == "libother.so.12 found, mxnet-cu112 needs libother.so.11"
+    assert found[3].found.startswith("libnone.so.1, libother.so.11: not from pip; the system's own is used")
+
+
+def test_missing_cuda_libraries_are_a_fault_where_mxnet_does_not_load(look, monkeypatch):
+    def refuse(name):
+        raise InputError("mxnet-cu112 is installed but does not load: libcudart.so.11.0: no such file - x")
+
+    monkeypatch.setattr(runtime, "__getattr__", refuse)
+    monkeypatch.setattr(runtime, "cuda_files", lambda: {"libcudart.so.11.0": []})
+    (found,) = look(Survey((RTX,), (12, 2), ""), flavours=["mxnet-cu112"])["CUDA library"]
+    assert (found.mark, found.found) == (FAULT, "libcudart.so.11.0: not from pip")
+    assert found.fix.endswith("pip install '.[cu112]'")
+
+
+def test_a_required_package_that_does_not_load_is_a_fault(look, monkeypatch):
+    load = doctor.importlib.import_module
+
+    def fail(name):
+        if name == "cv2":
+            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+        if name == "sklearn":
+            raise ValueError("numpy.dtype size changed, may indicate binary incompatibility")
+        return load(name)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    found = look()
+    assert str(found["cv2"][0]).startswith("fault    cv2             does not load: libGL.so.1: cannot open")
+    assert "opencv-python-headless" in found["cv2"][0].fix
+    assert "uninstall -y opencv-python " in found["cv2"][0].fix
+    assert found["sklearn"][0].mark == FAULT
+    assert found["sklearn"][0].fix == "pip install --force-reinstall --no-deps 'scikit-learn>=1.0'"
+    assert marks(found["packages"]) == [OK]
+    assert "tqdm" in found["packages"][0].found
+    assert "cv2" not in found["packages"][0].found
+
+
+def test_the_packages_looked_at_are_those_that_setup_requires():
+    setup = (Path(__file__).parents[1] / "setup.py").read_text()
+    listed = setup.partition("INSTALL_REQUIRES = [")[2].partition("\n]")[0]
+    wanted = {line.strip(' ",') for line in listed.splitlines() if line.strip().startswith('"')}
+    assert wanted == {"numpy>=1.20,<2", *doctor.REQUIRED.values()}
+
+
+def test_a_cuda_build_is_known_by_its_features_and_called_by_its_name(look):
+    found = look(Survey((RTX,), (12, 2), ""), flavours=["mxnet-cu110"])
+    assert marks(found["GPU"]) == [OK]
+    assert "1.9.1 (mxnet-cu110): CUDA" in found["MXNet"][0].found
+    assert "pip uninstall -y mxnet-cu110 &&" in look(flavours=["mxnet-cu110"])["GPU"][0].fix
+
+
+def test_a_cpu_build_is_called_by_its_name(look):
+    found = look(Survey((RTX,), (12, 2), ""), flavours=["mxnet-mkl"])["GPU"][1]
+    assert (found.found, found.fix) == (
+        "not used by a CPU build (mxnet-mkl)",
+        "pip uninstall -y mxnet-mkl && pip install '.[cu112]'",
+    )
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["CUDA 12 beside", "CUDA 12 only"])
+def test_the_libraries_of_another_cuda_are_a_fault_that_names_both(look, monkeypatch, tmp_path, beside):
+    folder = tmp_path / "nvidia" / "cuda_runtime" / "lib"
+    folder.mkdir(parents=True)
+    for name in ("libcudart.so.12", "libcudart.so.11.0")[: 1 + beside]:
+        (folder / name).touch()
+    where = types.SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    find = runtime.importlib.util.find_spec
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: where if name == "nvidia" else find(name))
+    loaded = []
+    monkeypatch.setattr(doctor._cuda_libraries, "__defaults__", (lambda name, mode: loaded.append(name),))
+    found = look(Survey((RTX,), (12, 2), ""), flavours=["mxnet-cu112"])["CUDA library"]
+    texts = [finding.found for finding in found if finding.mark == FAULT]
+    assert "libcudart.so.12 found, mxnet-cu112 needs libcudart.so.11.0" in texts
+    assert loaded == [str(folder / "libcudart.so.11.0")] * beside
 
 
 @pytest.mark.skipif(

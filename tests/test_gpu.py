@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,12 @@ def test_a_driver_that_fails_means_cpu_and_says_where(failing):
     assert f"{failing}: error 999" in reason
 
 
+@pytest.mark.parametrize(("code", "hidden"), [(803, True), (999, True), (100, False), (34, False)])
+def test_a_driver_that_fails_hides_a_gpu_and_one_without_does_not(code, hidden):
+    seen = survey(lambda name: types.SimpleNamespace(cuInit=lambda flags: code))
+    assert (seen.gpus, seen.hidden) == ((), hidden)
+
+
 def test_a_driver_without_a_gpu_means_cpu():
     assert choose(survey(lambda name: Driver())) == ("cpu", "the NVIDIA driver offers no GPU (cuInit: error 100)")
 
@@ -119,16 +126,18 @@ def test_a_driver_without_a_gpu_means_cpu():
 @pytest.mark.parametrize("text", [None, "exit 9", "echo; exit 0"], ids=["absent", "failing", "listing nothing"])
 def test_without_libcuda_and_nvidia_smi_there_is_no_driver(text, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path if text is None else tool(tmp_path, text)))
-    extra, reason = choose(survey(no_library))
-    assert extra == "cpu"
+    seen = survey(no_library)
+    extra, reason = choose(seen)
+    assert (extra, seen.hidden) == ("cpu", False)
     assert reason == "no NVIDIA driver (libcuda.so.1: cannot open shared object file)"
 
 
 def test_nvidia_smi_without_libcuda_is_explained(tmp_path, monkeypatch):
     # MXNet links libcuda: a container given nvidia-smi alone cannot run it, however good the GPU
     monkeypatch.setenv("PATH", str(tool(tmp_path, 'echo "Tesla T4, 7.5, 535.54.03"')))
-    extra, reason = choose(survey(no_library))
-    assert extra == "cpu"
+    seen = survey(no_library)
+    extra, reason = choose(seen)
+    assert (extra, seen.hidden) == ("cpu", True)
     assert "nvidia-smi lists Tesla T4, 7.5, 535.54.03" in reason
     assert "driver capability 'compute'" in reason
 

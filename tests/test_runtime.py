@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stub_driver import compile_driver
 
 from vargface import runtime
 from vargface.errors import InputError
@@ -143,6 +146,35 @@ def test_cuda_build_without_a_driver_points_to_the_cpu_build(site):
     assert message.endswith("pip uninstall -y mxnet-cu112 && pip install '.[cpu]'")
 
 
+def test_openmp_that_the_system_lacks_is_the_systems_to_bring(site):
+    site.module("mxnet", "raise OSError('libgomp.so.1: cannot open shared object file: No such file or directory')")
+    site.distribution("mxnet")
+    assert site.error().endswith(" - GNU's OpenMP is the system's to bring: apt-get install libgomp1")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to make a stub driver with")
+@pytest.mark.parametrize(
+    ("text", "brought", "fix"),
+    [
+        ("raise OSError('libcudart.so.11.0: no such file')", False, "for its CUDA libraries: pip install '.[cu112]'"),
+        (
+            "raise OSError('libcudart.so.11.0: bad')",
+            True,
+            "for its CUDA libraries anew: pip install --force-reinstall '.[cu112]'",
+        ),
+        ("", False, "pip install --force-reinstall --no-deps mxnet-cu112==1.9.1"),
+    ],
+    ids=["no CUDA libraries", "all of them", "an empty folder"],
+)
+def test_cuda_build_with_a_driver_points_to_its_libraries_or_to_itself(site, text, brought, fix):
+    compile_driver(site.folder, (8, 6))
+    site.module("mxnet", text)
+    site.distribution("mxnet-cu112")
+    before = "import vargface.runtime; vargface.runtime.missing_cuda = list" if brought else ""
+    message = site.error(before, LD_LIBRARY_PATH=str(site.folder))
+    assert message.endswith(f" - {fix}")
+
+
 def test_numpy_2_is_named(tmp_path):
     site = Site(tmp_path, numpy=False)
     site.module("numpy", "__version__ = '2.1.0'")
@@ -271,11 +303,7 @@ def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "cuda_nvrtc/libnvrtc.so.11.2 cuda_nvrtc/libnvrtc-builtins.so.11.8 nvtx/libnvToolsExt.so.1 "
         "cuda_runtime/libcudart.so.11.0 cuda_runtime/libOpenCL.so.1"
     )
-    for file in files.split():
-        package, library = file.split("/")
-        folder = tmp_path / "nvidia" / package / "lib"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / library).touch()
+    lay(tmp_path, files)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     return tmp_path / "nvidia"
 
@@ -306,6 +334,39 @@ def test_cuda_libraries_load_after_the_driver_in_an_order_that_finds_each_what_i
     assert {mode for _, mode in load.asked[1:]} == {ctypes.RTLD_GLOBAL}
     assert [file.name for file in files] == [name for name, _ in load.asked[1:]]
     assert all(nvidia in file.parents for file in files)
+
+
+# what the wheels for CUDA 12 put into the same folders, by other names and by the same
+CUDA_12 = (
+    "cudnn/libcudnn.so.9 cudnn/libcudnn_ops.so.9 cufft/libcufft.so.11 cublas/libcublas.so.12 cublas/libcublasLt.so.12 "
+    "cuda_nvrtc/libnvrtc.so.12 cuda_nvrtc/libnvrtc-builtins.so.12.4 cuda_runtime/libcudart.so.12 "
+    "nccl/libnccl.so.2 cusolver/libcusolver.so.11 curand/libcurand.so.10 nvtx/libnvToolsExt.so.1"
+)
+
+
+def lay(site_packages: Path, files: str) -> None:
+    """Make empty files, "package/library ...", where NVIDIA's wheels have them."""
+    for file in files.split():
+        package, library = file.split("/")
+        folder = site_packages / "nvidia" / package / "lib"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / library).touch()
+
+
+def test_of_two_cudas_in_the_same_folders_mxnets_alone_is_loaded(nvidia):
+    alone = runtime.preload_cuda(Loader())
+    lay(nvidia.parent, CUDA_12)
+    assert runtime.preload_cuda(Loader()) == alone
+    assert [file.name for file in runtime.cuda_files()["libcudart.so.11.0"]] == ["libcudart.so.11.0", "libcudart.so.12"]
+
+
+def test_of_another_cuda_nothing_is_loaded_but_what_has_the_same_name(tmp_path, monkeypatch):
+    lay(tmp_path, CUDA_12)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    load = Loader()
+    runtime.preload_cuda(load)
+    same = ["libnvToolsExt.so.1", "libcurand.so.10", "libcusolver.so.11", "libnccl.so.2"]
+    assert [name for name, _ in load.asked] == ["libcuda.so.1", *same]
 
 
 def test_without_a_driver_no_cuda_library_is_touched(nvidia):
@@ -370,6 +431,37 @@ def test_cuda_error_of_mxnet_counts_as_no_gpu(monkeypatch):
 
     monkeypatch.setattr(runtime.mx.context, "num_gpus", fail)
     assert runtime.contexts("auto") == [runtime.mx.cpu(0)]
+
+
+HOPPER = Gpu("H100", (9, 0))
+TURING = Gpu("T4", (7, 5))
+
+
+@pytest.mark.parametrize(
+    ("seen", "cuda_build", "why"),
+    [
+        (
+            Survey((HOPPER,), (12, 2), ""),
+            True,
+            "H100 (9.0): MXNet 1.9.1 has code for compute capability 5.0 to 8.9 only",
+        ),
+        (Survey((TURING,), (12, 2), ""), True, "the driver offers T4 (7.5), MXNet sees none"),
+        (Survey((TURING,), (12, 2), ""), False, "this is its CPU build; the driver offers T4 (7.5)"),
+        (Survey((), (0, 0), "cuInit: error 803", hidden=True), True, "cuInit: error 803"),
+        (Survey((), (0, 0), "no NVIDIA driver"), True, None),
+        (Survey((), (0, 0), "no NVIDIA driver"), False, None),
+    ],
+)
+def test_why_auto_is_the_cpu_is_told_once_where_there_is_a_gpu(no_gpu, monkeypatch, caplog, seen, cuda_build, why):
+    monkeypatch.setattr(runtime.gpu, "survey", lambda: seen)
+    monkeypatch.setattr(runtime.mx.runtime.Features, "is_enabled", lambda self, name: cuda_build)
+    runtime._tell_why_cpu.cache_clear()
+    with caplog.at_level(logging.INFO, logger=runtime.__name__):
+        assert runtime.contexts("cpu") == [runtime.mx.cpu()]
+        assert caplog.messages == []
+        assert runtime.contexts("auto") == runtime.contexts("auto") == [runtime.mx.cpu()]
+    assert caplog.messages == ([] if why is None else [f"on the CPU, no GPU that MXNet can use ({why})"])
+    runtime._tell_why_cpu.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Nothing here needs an MXNet that loads.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -14,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +36,19 @@ SLOW_SETTINGS = {
     "MXNET_ENGINE_TYPE": ("NaiveEngine", "does one operation after the other, for debugging"),
     "MXNET_SUBGRAPH_BACKEND": ("NONE", "crashed inference with two threads at batch 1 (docs/insightface.md)"),
 }
+# some of the files have the same name in both, so that either may lie there
+OTHER_CUDA = "another CUDA's wheels share its folders: take an environment without them, pip install '.[cu112]'"
+# module -> what pip installs for it (setup.py)
+REQUIRED = {
+    "cv2": "opencv-python-headless>=4.5,<5",
+    "sklearn": "scikit-learn>=1.0",
+    "matplotlib": "matplotlib>=3.5",
+    "tensorboardX": "tensorboardX>=2.6",
+    "easydict": "easydict>=1.9",
+    "tqdm": "tqdm>=4.60",
+}
+# OpenCV's other wheels own the same folder
+WITH_DISPLAY = "the build without windows needs no libGL: pip uninstall -y opencv-python opencv-contrib-python && "
 OPTIONAL = {"onnxruntime": "export onnx, ONNX teachers", "onnx": "export onnx"}
 
 
@@ -53,15 +68,21 @@ def examine(folder: str | Path = ".") -> list[Finding]:
     """Return what there is to say of this process and machine; `folder` is where runs would be written."""
     flavours = runtime.flavours()
     seen = gpu.survey()
+    try:
+        mxnet: ModuleType | InputError = runtime.mx
+        cuda_build = mxnet.runtime.Features().is_enabled("CUDA")
+    except InputError as error:
+        mxnet, cuda_build = error, any(name.startswith("mxnet-cu") for name in flavours)
     return [
         *_python(sys.version_info[:2], importlib.util.find_spec("distutils") is not None),
-        *_mxnet(flavours),
+        *_mxnet(mxnet, flavours),
         *_numpy(np.__version__),
-        *_packages(),
+        *_required(),
+        *_optional(),
         *_threads(runtime.THREADS, runtime.cores()),
         *_settings(os.environ),
-        *_gpus(seen, flavours),
-        *(_cuda_libraries() if "mxnet-cu112" in flavours else ()),
+        *_gpus(seen, flavours, cuda_build),
+        *(_cuda_libraries(not isinstance(mxnet, InputError)) if "mxnet-cu112" in flavours else ()),
         *_space(shutil.disk_usage(folder).free, _available_memory()),
     ]
 
@@ -78,11 +99,9 @@ def _python(version: tuple[int, int], distutils: bool) -> Iterator[Finding]:
         yield Finding(FAULT, "Python", found, "MXNet 1.9.1 needs distutils, which it lacks: use Python 3.8 to 3.11")
 
 
-def _mxnet(flavours: Sequence[str]) -> Iterator[Finding]:
-    try:
-        mxnet = runtime.mx
-    except InputError as error:
-        found, _, fix = str(error).partition(" - ")
+def _mxnet(mxnet: ModuleType | InputError, flavours: Sequence[str]) -> Iterator[Finding]:
+    if isinstance(mxnet, InputError):
+        found, _, fix = str(mxnet).partition(" - ")
         yield Finding(FAULT, "MXNet", found, fix)
         return
     features = mxnet.runtime.Features()
@@ -104,7 +123,27 @@ def _numpy(version: str) -> Iterator[Finding]:
         yield Finding(OK, "numpy", version)
 
 
-def _packages() -> Iterator[Finding]:
+def _required() -> Iterator[Finding]:
+    """Import every package that is always needed, where numpy is one that they were built for."""
+    try:
+        runtime.check_numpy()
+    except InputError:
+        return
+    good = []
+    for name, package in REQUIRED.items():
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:  # of a package built for another numpy it may be any
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            fix = f"pip install --force-reinstall --no-deps '{package}'"
+            yield Finding(FAULT, name, f"does not load: {why}", WITH_DISPLAY + fix if "libGL" in why else fix)
+        else:
+            good.append(f"{name} {getattr(module, '__version__', '')}".strip())
+    if good:
+        yield Finding(OK, "packages", ", ".join(good))
+
+
+def _optional() -> Iterator[Finding]:
     for name, use in OPTIONAL.items():
         try:
             yield Finding(OK, name, importlib.metadata.version(name))
@@ -130,11 +169,11 @@ def _settings(environment: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(WARNING, "environment", f"{name}={value}", f"{why}: unset it")
 
 
-def _gpus(seen: gpu.Survey, flavours: Sequence[str]) -> Iterator[Finding]:
-    cuda_build = "mxnet-cu112" in flavours
+def _gpus(seen: gpu.Survey, flavours: Sequence[str], cuda_build: bool) -> Iterator[Finding]:
+    installed = " ".join(flavours)
     extra, reason = gpu.choose(seen)
     if extra == "cpu" and not seen.gpus:
-        fix = runtime.USE_CPU if cuda_build else ""
+        fix = runtime.USE_CPU.format(installed) if cuda_build and installed else ""
         yield Finding(FAULT if cuda_build else OK, "GPU", f"none to use: {reason}", fix)
         return
     for found in seen.gpus:
@@ -149,24 +188,30 @@ def _gpus(seen: gpu.Survey, flavours: Sequence[str]) -> Iterator[Finding]:
     else:
         yield Finding(OK, "driver", version)
     if extra == "cu112" and not cuda_build:
-        yield Finding(WARNING, "GPU", "not used by MXNet's CPU build", "pip uninstall -y mxnet, pip install '.[cu112]'")
+        fix = f"pip uninstall -y {installed} && pip install '.[cu112]'" if installed else "pip install '.[cu112]'"
+        yield Finding(WARNING, "GPU", f"not used by a CPU build ({installed or 'of MXNet, built here'})", fix)
 
 
-def _cuda_libraries(load: Callable[..., Any] = ctypes.CDLL) -> Iterator[Finding]:
+def _cuda_libraries(mxnet_loads: bool, load: Callable[..., Any] = ctypes.CDLL) -> Iterator[Finding]:
     """Look for each library that mxnet-cu112 needs, and load it."""
-    fix = "pip install --force-reinstall '.[cu112]'"
-    found = runtime.cuda_files()
-    missing = [pattern.rpartition("/")[2].partition(".so")[0] for pattern, files in found.items() if not files]
-    for files in found.values():
+    for name, files in runtime.cuda_files().items():
         for file in files:
+            if file.name != name:
+                yield Finding(FAULT, "CUDA library", f"{file.name} found, mxnet-cu112 needs {name}", OTHER_CUDA)
+                continue
             try:
                 load(str(file), mode=ctypes.RTLD_GLOBAL)
                 yield Finding(OK, "CUDA library", file.name)
             except OSError as error:
-                yield Finding(FAULT, "CUDA library", f"{file.name} does not load ({error})", fix)
-    if missing:
-        names = ", ".join(missing)
-        yield Finding(WARNING, "CUDA library", f"{names}: not from pip; the system's own is used, if any", fix)
+                yield Finding(
+                    FAULT, "CUDA library", f"{file.name} does not load ({error})", runtime.CUDA_LIBRARIES_ANEW
+                )
+    missing = ", ".join(runtime.missing_cuda())
+    if missing and mxnet_loads:
+        found = f"{missing}: not from pip; the system's own is used, if any"
+        yield Finding(WARNING, "CUDA library", found, runtime.CUDA_LIBRARIES)
+    elif missing:
+        yield Finding(FAULT, "CUDA library", f"{missing}: not from pip", runtime.CUDA_LIBRARIES)
 
 
 def _space(disk: int, memory: int | None) -> Iterator[Finding]:

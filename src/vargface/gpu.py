@@ -24,6 +24,8 @@ OLDEST_CUDA = (11, 0)
 
 # CUdevice_attribute values of cuda.h
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
+# no such function, CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE: no driver in earnest, or no GPU that is to be seen
+NOTHING_THERE = (None, 34, 100)
 
 
 class Gpu(NamedTuple):
@@ -37,15 +39,23 @@ class Gpu(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What the driver says: its GPUs in CUDA's order, the newest CUDA it speaks, and what is wrong if anything is."""
+    """What the driver says: its GPUs in CUDA's order, the newest CUDA it speaks, and what is wrong if anything is.
+
+    hidden: a driver is there and fails, or nvidia-smi lists GPUs that the driver's library does not offer.
+    """
 
     gpus: tuple[Gpu, ...]
     cuda: tuple[int, int]
     fault: str
+    hidden: bool = False
 
 
 class _CudaError(Exception):
-    """A call of the driver's that did not return CUDA_SUCCESS."""
+    """A call of the driver's that did not return CUDA_SUCCESS but `code`; None where it has no such function."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def supported(capability: tuple[int, int]) -> bool:
@@ -61,7 +71,8 @@ def survey(load: Callable[[str], Any] = ctypes.CDLL) -> Survey:
     try:
         cuda = load("libcuda.so.1")
     except OSError as error:
-        return Survey((), (0, 0), _no_driver(error))
+        listed = _nvidia_smi()
+        return Survey((), (0, 0), _no_driver(error, listed), hidden=bool(listed))
     try:
         _call(cuda, "cuInit", 0)
         version = ctypes.c_int()
@@ -70,7 +81,8 @@ def survey(load: Callable[[str], Any] = ctypes.CDLL) -> Survey:
         _call(cuda, "cuDeviceGetCount", ctypes.byref(count))
         gpus = tuple(_gpu(cuda, ordinal) for ordinal in range(count.value))
     except _CudaError as error:
-        return Survey((), (0, 0), f"the NVIDIA driver offers no GPU ({error})")
+        fault = f"the NVIDIA driver offers no GPU ({error})"
+        return Survey((), (0, 0), fault, hidden=error.code not in NOTHING_THERE)
     # 11020 stands for 11.2
     return Survey(gpus, (version.value // 1000, version.value % 1000 // 10), "")
 
@@ -100,7 +112,7 @@ def _call(cuda: Any, function: str, *arguments: Any) -> None:
     except AttributeError as error:
         raise _CudaError(f"its libcuda.so.1 has no {function}") from error
     if code != 0:
-        raise _CudaError(f"{function}: error {code}")
+        raise _CudaError(f"{function}: error {code}", code)
 
 
 def _gpu(cuda: Any, ordinal: int) -> Gpu:
@@ -117,9 +129,8 @@ def _gpu(cuda: Any, ordinal: int) -> Gpu:
     return Gpu(name.value.decode(errors="replace"), (capability[0], capability[1]))
 
 
-def _no_driver(error: OSError) -> str:
-    """Return why libcuda.so.1 is missing: no driver at all, or a driver that this process is not given."""
-    listed = _nvidia_smi()
+def _no_driver(error: OSError, listed: list[str]) -> str:
+    """Return why libcuda.so.1 is missing: no driver at all, or one that this process is not given, of `listed` GPUs."""
     if not listed:
         return f"no NVIDIA driver ({error})"
     return (

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import platform
 import re
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import mxnet as mx
 
 __all__ = [
+    "CUDA_LIBRARIES",
+    "CUDA_LIBRARIES_ANEW",
     "SIDE_BY_SIDE",
     "THREADS",
     "USE_CPU",
@@ -41,11 +44,14 @@ __all__ = [
     "flavours",
     "is_thread_count",
     "machine",
+    "missing_cuda",
     "mx",
     "preload_cuda",
     "prepare_for_embedding",
     "prepare_for_training",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def cores() -> int:
@@ -78,27 +84,34 @@ TRAINING_ENVIRONMENT = {"DNNL_MAX_CPU_ISA": "AVX2"}
 # names that numpy 1.24 took away and MXNet 1.9.1 still uses
 NUMPY_NAMES = {"bool": bool, "int": int, "float": float, "complex": complex, "object": object, "str": str}
 
-# what mxnet-cu112 links against, in an order in which each finds what it needs itself already loaded
+# What mxnet-cu112 links against, in an order in which each finds what it needs itself already loaded. The versions are
+# part of it: NVIDIA's wheels for CUDA 12 put theirs into the same folders.
 NVIDIA_LIBRARIES = (
-    "cuda_runtime/lib/libcudart.so.*",
-    "nvtx/lib/libnvToolsExt.so.*",
-    "cuda_nvrtc/lib/libnvrtc-builtins.so.*",
-    "cuda_nvrtc/lib/libnvrtc.so.*",
-    "cublas/lib/libcublasLt.so.*",
-    "cublas/lib/libcublas.so.*",
-    "curand/lib/libcurand.so.*",
-    "cufft/lib/libcufft.so.*",
-    "cusolver/lib/libcusolver.so.*",
-    "nccl/lib/libnccl.so.*",
-    "cudnn/lib/libcudnn_ops_*.so.*",
-    "cudnn/lib/libcudnn_cnn_*.so.*",
-    "cudnn/lib/libcudnn_adv_*.so.*",
-    "cudnn/lib/libcudnn.so.*",
+    "cuda_runtime/lib/libcudart.so.11.0",
+    "nvtx/lib/libnvToolsExt.so.1",
+    "cuda_nvrtc/lib/libnvrtc-builtins.so.11.8",
+    "cuda_nvrtc/lib/libnvrtc.so.11.2",
+    "cublas/lib/libcublasLt.so.11",
+    "cublas/lib/libcublas.so.11",
+    "curand/lib/libcurand.so.10",
+    "cufft/lib/libcufft.so.10",
+    "cusolver/lib/libcusolver.so.11",
+    "nccl/lib/libnccl.so.2",
+    "cudnn/lib/libcudnn_ops_infer.so.8",
+    "cudnn/lib/libcudnn_ops_train.so.8",
+    "cudnn/lib/libcudnn_cnn_infer.so.8",
+    "cudnn/lib/libcudnn_cnn_train.so.8",
+    "cudnn/lib/libcudnn_adv_infer.so.8",
+    "cudnn/lib/libcudnn_adv_train.so.8",
+    "cudnn/lib/libcudnn.so.8",
 )
 
 INSTALL = "pip install '.[cpu]', or '.[cu112]' for an NVIDIA GPU"
-USE_CPU = "for the CPU build: pip uninstall -y mxnet-cu112 && pip install '.[cpu]'"
-REINSTALL = "pip install --force-reinstall --no-deps mxnet==1.9.1"
+USE_CPU = "for the CPU build: pip uninstall -y {} && pip install '.[cpu]'"
+REINSTALL = "pip install --force-reinstall --no-deps {}==1.9.1"
+CUDA_LIBRARIES = "for its CUDA libraries: pip install '.[cu112]'"
+CUDA_LIBRARIES_ANEW = "for its CUDA libraries anew: pip install --force-reinstall '.[cu112]'"
+OPENMP = "GNU's OpenMP is the system's to bring: apt-get install libgomp1"
 
 
 def __getattr__(name: str) -> Any:
@@ -163,9 +176,9 @@ def machine() -> dict[str, str]:
 def contexts(spec: str = "auto") -> list[mx.Context]:
     """Return the devices that `spec` names: "auto", "cpu", "gpu", or a list such as "gpu(0),gpu(1)" or "cpu(0),cpu(1)".
 
-    "gpu" is every GPU that MXNet can use; "auto" is the same, or one CPU context where there is none. Several CPU
-    contexts are the same cores, each with a share of the batch. Raises InputError on any other spec, and on a GPU that
-    is not there.
+    "gpu" is every GPU that MXNet can use; "auto" is the same, or one CPU context where there is none; where there are
+    only GPUs that it cannot use, the reason is logged. Several CPU contexts are the same cores, each with a share of
+    the batch. Raises InputError on any other spec, and on a GPU that is not there.
     """
     mxnet = _mxnet()
     if spec == "cpu":
@@ -173,7 +186,10 @@ def contexts(spec: str = "auto") -> list[mx.Context]:
     if spec in ("auto", "gpu"):
         ordinals = _usable_gpus(mxnet)
         if spec == "gpu" and not ordinals:
-            raise InputError(f"context 'gpu': no GPU that MXNet can use ({_why_no_gpu(mxnet)}) - use 'cpu' or 'auto'")
+            why = _why_no_gpu(mxnet, gpu.survey())
+            raise InputError(f"context 'gpu': no GPU that MXNet can use ({why}) - use 'cpu' or 'auto'")
+        if not ordinals:
+            _tell_why_cpu(mxnet)
         return [mxnet.gpu(ordinal) for ordinal in ordinals] or [mxnet.cpu()]
     names = spec.replace(" ", "").split(",")
     devices = [re.fullmatch(r"(cpu|gpu)\((\d+)\)", name) for name in names]
@@ -203,12 +219,21 @@ def _usable_gpus(mxnet: ModuleType) -> list[int]:
     return [ordinal for ordinal, found in enumerate(gpu.survey().gpus[:count]) if gpu.supported(found.capability)]
 
 
-def _why_no_gpu(mxnet: ModuleType) -> str:
+def _why_no_gpu(mxnet: ModuleType, seen: gpu.Survey) -> str:
     """Return the reason why there is no usable GPU."""
+    extra, reason = gpu.choose(seen)
+    there = reason if extra == "cpu" else f"the driver offers {reason}"
     if not mxnet.runtime.Features().is_enabled("CUDA"):
-        return "this is its CPU build"
-    extra, reason = gpu.choose(gpu.survey())
-    return reason if extra == "cpu" else f"the driver offers {reason}, MXNet sees none"
+        return f"this is its CPU build; {there}"
+    return there if extra == "cpu" else f"{there}, MXNet sees none"
+
+
+@functools.lru_cache(maxsize=None)
+def _tell_why_cpu(mxnet: ModuleType) -> None:
+    """Log, once in a process, why it works on the CPU where there is a GPU; nothing where there is none."""
+    seen = gpu.survey()
+    if seen.gpus or seen.hidden:
+        logger.warning("on the CPU, no GPU that MXNet can use (%s)", _why_no_gpu(mxnet, seen))
 
 
 @functools.lru_cache(maxsize=None)
@@ -235,9 +260,20 @@ def _mxnet() -> ModuleType:
             raise ImportError(f"not version 1.9.1, but {getattr(mxnet, '__version__', 'an empty folder')}")
         return mxnet
     except (OSError, RuntimeError, ImportError, AttributeError) as error:
-        what, fix = installed[0] if installed else "mxnet", USE_CPU if "mxnet-cu112" in installed else REINSTALL
+        what = installed[0] if installed else "mxnet"
         why = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{what} is installed but does not load: {why} - {fix}") from error
+        raise InputError(f"{what} is installed but does not load: {why} - {_remedy(what, error)}") from error
+
+
+def _remedy(flavour: str, error: Exception) -> str:
+    """Return what to do where the build `flavour` of MXNet is installed and its import raised `error`."""
+    if "libgomp.so.1" in str(error):
+        return OPENMP
+    if flavour.startswith("mxnet-cu") and "libcuda.so.1" in str(error):
+        return USE_CPU.format(flavour)
+    if flavour == "mxnet-cu112" and isinstance(error, OSError):
+        return CUDA_LIBRARIES if missing_cuda() else CUDA_LIBRARIES_ANEW
+    return REINSTALL.format(flavour)
 
 
 def _check_threads(environment: MutableMapping[str, str]) -> None:
@@ -293,22 +329,34 @@ def _leave_threads_to_workers() -> None:
 def preload_cuda(load: Callable[..., Any] = ctypes.CDLL) -> list[Path]:
     """Load the CUDA libraries that pip installed, so that MXNet finds them in the process, and return their files.
 
-    A library that pip did not bring is left to the system. Raises OSError where there is no NVIDIA driver or one fails.
+    A library that pip did not bring in the version that MXNet wants is left to the system.
+    Raises OSError where there is no NVIDIA driver or one fails.
     """
     try:
         load("libcuda.so.1")
     except OSError as error:
         raise OSError(f"no NVIDIA driver ({error})") from error
-    files = [file for found in cuda_files().values() for file in found]
+    files = [file for name, found in cuda_files().items() for file in found if file.name == name]
     for file in files:
         load(str(file), mode=ctypes.RTLD_GLOBAL)
     return files
 
 
+def missing_cuda() -> list[str]:
+    """Return the names of NVIDIA_LIBRARIES that pip has not brought, in their order."""
+    return [name for name, files in cuda_files().items() if name not in {file.name for file in files}]
+
+
 def cuda_files() -> dict[str, list[Path]]:
-    """Return pattern -> the files that pip installed for it, of each of `NVIDIA_LIBRARIES`, in their order."""
+    """Return name -> the files of that library that pip installed, of whatever version, for each of NVIDIA_LIBRARIES.
+
+    They are in its order. A file with the very name is what mxnet-cu112 wants; any other is of another CUDA.
+    """
     found = importlib.util.find_spec("nvidia")
     folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
     return {
-        pattern: [file for folder in folders for file in sorted(folder.glob(pattern))] for pattern in NVIDIA_LIBRARIES
+        Path(library).name: [
+            file for folder in folders for file in sorted(folder.glob(f"{library.partition('.so.')[0]}.so.*"))
+        ]
+        for library in NVIDIA_LIBRARIES
     }
