@@ -12,7 +12,7 @@ from vargface.runtime import mx
 __all__ = ["KVSTORES", "Team", "team_of"]
 
 KVSTORES = ("", "dist_sync", "dist_device_sync")
-# keys of the store below these are a table's of class centres, which servers update (centres.py)
+# keys of sums: between those of the tables of class centres, which servers update (row_update.py)
 FIRST_KEY = 8
 NOTES = ("stop", "save")
 # stores of this process, which ends with them (jobs/member.py): one that goes waits until all workers let go of theirs
