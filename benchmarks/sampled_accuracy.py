@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
+from collections.abc import Iterable
 
 from vargface import runtime
 
@@ -65,15 +66,17 @@ def main() -> None:
     plan.network_symbol = network
     print("seed  " + "  ".join(options.settings))
     rows = []
-    widths = [len(setting) for setting in options.settings]
+
+    def line(figures: Iterable[float]) -> str:
+        return "  ".join(f"{figure:>{len(setting)}.2f}" for figure, setting in zip(figures, options.settings))
+
     for seed in options.seeds:
         rows.append([accuracy(options.data, options.steps, seed, setting) for setting in options.settings])
-        print(f"{seed:>4}  " + "  ".join(f"{found:>{width}.2f}" for found, width in zip(rows[-1], widths)), flush=True)
+        print(f"{seed:>4}  " + line(rows[-1]), flush=True)
     found = np.array(rows)
-    figures_of = {"mean": lambda: found.mean(axis=0), "sd  ": lambda: found.std(axis=0, ddof=1)}
-    for name, of in list(figures_of.items())[: len(rows)]:  # one alone has no deviation
-        figures = of()
-        print(f"{name}  " + "  ".join(f"{figure:>{width}.2f}" for figure, width in zip(figures, widths)))
+    print("mean  " + line(found.mean(axis=0)))
+    if len(rows) > 1:
+        print("sd    " + line(found.std(axis=0, ddof=1)))
 
 
 if __name__ == "__main__":

@@ -17,4 +17,4 @@ from easydict import EasyDict
 
 from vargface.recipes.real_mini_student import recipe as generation
 
-recipe = EasyDict({**generation, "margin_ramp": [6000, 6000], "lr": 2e-3})
+recipe = EasyDict({**generation, "margin_ramp": [generation.steps, generation.steps], "lr": 2e-3})
