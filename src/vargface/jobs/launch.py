@@ -266,8 +266,6 @@ def _wait(members: list[_Member], ended: queue.Queue, heard: list[int]) -> None:
                 break
             continue
         code = member.process.returncode
-        if heard and -code in (signal.SIGINT, signal.SIGTERM):  # what was passed on came before it could be met
-            code = 128 - code
         if member.role == "worker" and code in (0, 130, 143):
             left.discard(member.number)
             if code and not stopped:

@@ -33,20 +33,21 @@ def main() -> None:
     role, arguments = sys.argv[1], sys.argv[2:]
     with contextlib.suppress(OSError):  # started by ssh, it may lead a session already
         os.setpgid(0, 0)
-    threading.Thread(target=_obey, args=(role,), daemon=True).start()
-    _end_with(_code_of(role, arguments))
+    with terminated_by_sigterm():
+        _end_with(_code_of(role, arguments))
 
 
 def _code_of(role: str, arguments: list[str]) -> int:
     """Return the exit code of `vargface ARGUMENT...` or, of one that serves, 1 where it cannot."""
     try:
-        with terminated_by_sigterm():
-            if role != "worker":
-                return _serve(role)
-            os.environ["DMLC_ROLE"] = role
-            from vargface.cli import main as command
+        # not before: what it passes on is met here
+        threading.Thread(target=_obey, args=(role,), daemon=True).start()
+        if role != "worker":
+            return _serve(role)
+        os.environ["DMLC_ROLE"] = role
+        from vargface.cli import main as command
 
-            return command(arguments)
+        return command(arguments)
     except SystemExit as end:
         return end.code
     except KeyboardInterrupt as stop:
