@@ -4,8 +4,9 @@
 
 DATA is an InsightFace folder with packs (`vargface synth`); KEY=VALUE go into the demo student's recipe, one generation
 of it. Each training runs in a process of its own, once with MKLDNN (MXNet's default: 4 of the 82 slopes are wrong) and
-once without (all are; docs/prelu.md). Columns, means over seeds: both losses over the last tenth of the steps, how far
-a slope moved from where it started (mean of |slope - 0.25|), the share of slopes below 0.25, accuracy over the packs.
+once without (all are; docs/prelu.md). Columns, mean and standard deviation over seeds: both losses over the last tenth
+of the steps, how far a slope moved from where it started (mean of |slope - 0.25|), the share of slopes below 0.25,
+accuracy over the packs.
 """
 
 from __future__ import annotations
@@ -67,6 +68,12 @@ def in_a_process(graph: str, mkldnn: str, keys: Sequence[str]) -> dict[str, floa
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+def cell(values: Sequence[float]) -> str:
+    """Return the mean of one column over the seeds, with its standard deviation where there are several."""
+    mean = f"{np.mean(values):.4g}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2g}"
+
+
 def main() -> None:
     """Print the table, or the figures of one training as JSON for the process that asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,8 +93,8 @@ def main() -> None:
     for mkldnn in ("1", "0"):
         for graph in GRAPHS:
             runs = [in_a_process(graph, mkldnn, [*keys, f"seed={seed}"]) for seed in range(options.seeds)]
-            means = [f"{np.mean([run[column] for run in runs]):.4g}" for column in COLUMNS]
-            print(f"| {'on' if mkldnn == '1' else 'off'} | {graph} | " + " | ".join(means) + " |", flush=True)
+            cells = [cell([run[column] for run in runs]) for column in COLUMNS]
+            print(f"| {'on' if mkldnn == '1' else 'off'} | {graph} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
