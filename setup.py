@@ -25,6 +25,7 @@ INSTALL_REQUIRES = [
     # MXNet 1.9.1 uses names that numpy 1.24 took away (runtime.py gives them back) and an ABI that numpy 2 left
     "numpy>=1.20,<2",
     "opencv-python-headless>=4.5,<5",
+    "joblib>=1.2",
     "scikit-learn>=1.0",
     "matplotlib>=3.5",
     "tensorboardX>=2.6",

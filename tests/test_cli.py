@@ -27,10 +27,10 @@ from vargface.data import synthetic
 from vargface.data.packs import write_pack
 from vargface.files import locked_folder
 from vargface.inference import FrozenNetwork
+from vargface.interrupt import Terminated
 from vargface.runtime import mx
 from vargface.training import fit, plan
 from vargface.training.generation import Generation
-from vargface.training.interrupt import Terminated
 
 COMMANDS = ["demo", "train", "launch", "verify", "curves", "report", "study", "synth", "flops"]
 COMMANDS += ["lfr", "teacher-store", "embed", "export", "rec", "doctor"]

@@ -266,6 +266,65 @@ def test_little_space_is_a_warning_with_what_to_do(look, monkeypatch):
     assert "batch_size" in found["free memory"][0].fix
 
 
+def kernel(folder: Path, files: dict[str, str]) -> Path:
+    """A root folder in which the kernel's `files` say this."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "MemTotal: 8000 kB\nMemAvailable: 4000 kB\n"}, 4000 << 10),
+        (
+            {
+                "proc/meminfo": "MemAvailable: 4000 kB\n",
+                "sys/fs/cgroup/memory.max": "2048000\n",
+                "sys/fs/cgroup/memory.current": "1024000\n",
+                "sys/fs/cgroup/memory.stat": "anon 24000\ninactive_file 1000000\n",
+            },
+            2024000,
+        ),
+        (
+            {
+                "proc/meminfo": "MemAvailable: 4000 kB\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "2048000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "3000000\n",
+                "sys/fs/cgroup/memory/memory.stat": "total_inactive_file 0\n",
+            },
+            0,
+        ),
+        (
+            {
+                "proc/meminfo": "MemAvailable: 4000 kB\n",
+                "sys/fs/cgroup/memory.max": "max\n",
+                "sys/fs/cgroup/memory.current": "1\n",
+                "sys/fs/cgroup/memory.stat": "inactive_file 0\n",
+            },
+            4000 << 10,
+        ),
+    ],
+)
+def test_a_containers_limit_counts_and_its_cache_does_not(tmp_path, files, free):
+    assert doctor._available_memory(kernel(tmp_path, files)) == free
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.82.01  Wed Oct 27 21:21:55 UTC 2021\n", "470.82.01"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.54.03  Release Build\n", "535.54.03"),
+        ("something else\n", ""),
+    ],
+)
+def test_the_drivers_own_number(tmp_path, text, version):
+    assert doctor._driver_version(kernel(tmp_path, {"version": text}) / "version") == version
+    assert doctor._driver_version(tmp_path / "absent") == ""
+
+
 def test_it_runs_where_nothing_of_mxnet_is_installed(tmp_path):
     """In an interpreter that cannot see MXNet: a fault with the command that installs it, no traceback."""
     code = (

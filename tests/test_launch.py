@@ -81,7 +81,7 @@ def members(out: Path, role: str = "") -> list[int]:
             words = (entry / "cmdline").read_bytes().decode().split("\0") if entry.name.isdigit() else []
             # of this job: what `job` has all its processes find
             ours = str(out.parent / "site") in (entry / "environ").read_text() if words else False
-            if ours and "vargface.jobs.member" in words and role in words:
+            if ours and "vargface.member" in words and role in words:
                 found.append(int(entry.name))
     return sorted(found)
 

@@ -25,10 +25,10 @@ from vargface.data.packs import Pack
 from vargface.data.sampling import epoch_order
 from vargface.data.writer import RecordWriter
 from vargface.errors import InputError
+from vargface.interrupt import Terminated, interrupt_after_step
 from vargface.training import fit, plan
 from vargface.training.fit import train
 from vargface.training.generation import Generation
-from vargface.training.interrupt import Terminated, interrupt_after_step
 from vargface.training.run_folder import RunFolder
 
 

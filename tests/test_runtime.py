@@ -30,13 +30,13 @@ print(os.environ["OMP_NUM_THREADS"])
 
 
 class Site:
-    """A folder that stands for site-packages: our package, numpy, and whatever a test puts in."""
+    """A folder that stands for site-packages: our package, numpy, joblib, and whatever a test puts in."""
 
     def __init__(self, folder: Path, numpy: bool = True) -> None:
         self.folder = folder
         (folder / "vargface").symlink_to(Path(runtime.__file__).parent)
         packages = Path(np.__file__).parents[1]
-        for name in ("numpy", "numpy.libs") if numpy else ():
+        for name in ("joblib", "cloudpickle", *(("numpy", "numpy.libs") if numpy else ())):
             if (packages / name).exists():
                 (folder / name).symlink_to(packages / name)
 

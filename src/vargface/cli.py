@@ -27,9 +27,9 @@ from vargface.commands import (
     verify,
 )
 from vargface.errors import InputError
+from vargface.interrupt import Terminated, terminated_by_sigterm, unharmed_by_sigusr1
 from vargface.jobs.orders import RANK
 from vargface.runtime import check_numpy
-from vargface.training.interrupt import Terminated, terminated_by_sigterm, unharmed_by_sigusr1
 
 __all__ = ["main"]
 

@@ -5,12 +5,14 @@ Nothing here needs an MXNet that loads.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +32,11 @@ OK, WARNING, FAULT = "ok", "warning", "fault"
 FEATURES = ("CUDA", "CUDNN", "NCCL", "MKLDNN", "OPENMP", "DIST_KVSTORE")
 # less free disk, or memory, than this is said: a run's folder, a full-width training at batch 32
 LEAST_DISK, LEAST_MEMORY = 2 << 30, 4 << 30
+# cgroups version 2 and 1: files of a container's limit and of what it uses, and what of that can be freed (memory.stat)
+CONTAINER_MEMORY = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 # variable -> the value that is slow, or wrong, and why
 SLOW_SETTINGS = {
     "MXNET_MKLDNN_ENABLED": ("0", "switches off what makes a CPU fast (docs/training.md)"),
@@ -41,6 +48,7 @@ OTHER_CUDA = "another CUDA's wheels share its folders: take an environment witho
 # module -> what pip installs for it (setup.py)
 REQUIRED = {
     "cv2": "opencv-python-headless>=4.5,<5",
+    "joblib": "joblib>=1.2",
     "sklearn": "scikit-learn>=1.0",
     "matplotlib": "matplotlib>=3.5",
     "tensorboardX": "tensorboardX>=2.6",
@@ -182,7 +190,7 @@ def _gpus(seen: gpu.Survey, flavours: Sequence[str], cuda_build: bool) -> Iterat
         else:
             fix = "MXNet 1.9.1 has code for compute capability 5.0 to 8.9 only: train on the CPU, or on another GPU"
             yield Finding(WARNING, "GPU", str(found), fix)
-    version = "CUDA {}.{}".format(*seen.cuda)
+    version = ", ".join(filter(None, [_driver_version(), "speaks CUDA {}.{}".format(*seen.cuda)]))
     if seen.cuda < gpu.OLDEST_CUDA:
         yield Finding(FAULT if cuda_build else WARNING, "driver", version, "too old: 450.80 or later (CUDA 11.0)")
     else:
@@ -190,6 +198,15 @@ def _gpus(seen: gpu.Survey, flavours: Sequence[str], cuda_build: bool) -> Iterat
     if extra == "cu112" and not cuda_build:
         fix = f"pip uninstall -y {installed} && pip install '.[cu112]'" if installed else "pip install '.[cu112]'"
         yield Finding(WARNING, "GPU", f"not used by a CPU build ({installed or 'of MXNet, built here'})", fix)
+
+
+def _driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Return the NVIDIA driver's own number, as 535.54.03, "" where the kernel does not say."""
+    try:
+        found = re.search(r"\b\d{3,}\.[\d.]+\b", file.read_text())
+    except OSError:
+        return ""
+    return found[0] if found else ""
 
 
 def _cuda_libraries(mxnet_loads: bool, load: Callable[..., Any] = ctypes.CDLL) -> Iterator[Finding]:
@@ -223,10 +240,17 @@ def _space(disk: int, memory: int | None) -> Iterator[Finding]:
         yield Finding(mark, "free memory", f"{memory / 2**30:.1f} GiB", fix)
 
 
-def _available_memory() -> int | None:
-    """Return the bytes that are free or can be freed, None where the system does not say."""
+def _available_memory(files: Path = Path("/")) -> int | None:
+    """Return the bytes that are free or can be freed, also in this container; None where no file says."""
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        lines = dict(line.split(":") for line in (files / "proc/meminfo").read_text().splitlines())
+        free = [int(lines["MemAvailable"].split()[0]) * 1024]
     except (OSError, KeyError, ValueError):
-        return None
+        free = []
+    for limit, used, cache in CONTAINER_MEMORY:
+        with contextlib.suppress(OSError, KeyError, ValueError):  # another version of cgroups, or no limit: "max"
+            folder = files / "sys/fs/cgroup" / Path(limit).parent
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            held = int((folder / used).read_text()) - int(statistics[cache])
+            free.append(max(int((folder / Path(limit).name).read_text()) - held, 0))
+    return min(free, default=None)

@@ -55,10 +55,13 @@ logger = logging.getLogger(__name__)
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use (a container or taskset may leave fewer than there are)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of cores that this process may use: taskset or a container's share may leave fewer than exist.
+
+    A share of 1.5 counts as 2.
+    """
+    from joblib import cpu_count  # not above: what needs no cores should not wait for it
+
+    return cpu_count()
 
 
 # batches that an Embedder has worked on side by side at most: each has the network's weights in memory once more
@@ -68,8 +71,6 @@ THREADS = os.environ.get("OMP_NUM_THREADS", "")
 
 # Set before MXNet is loaded, which reads them once; a value that the user has set wins.
 ENVIRONMENT = {
-    # without it MXNet's operators run at one thread's speed; with more threads than cores they wait for each other
-    "OMP_NUM_THREADS": str(cores()),
     # "Subgraph backend MKLDNN is activated" is said at every bind and tells a user nothing
     "MXNET_SUBGRAPH_VERBOSE": "0",
     # AVX-512, without the kernels for it that want channels last: MKLDNN takes them for 1x1 and depthwise convolutions
@@ -244,10 +245,13 @@ def _mxnet() -> ModuleType:
     number.
     """
     _check_threads(os.environ)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     installed = flavours()
     _check_install(installed)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "OMP_NUM_THREADS" not in os.environ:
+        # without it MXNet's operators run at one thread's speed; with more threads than cores they wait for each other
+        os.environ["OMP_NUM_THREADS"] = str(cores())
     _restore_numpy_names()
     _leave_threads_to_workers()
     try:

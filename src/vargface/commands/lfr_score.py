@@ -31,7 +31,7 @@ def add_to(steps: argparse._SubParsersAction) -> None:
     score = add_command(steps, "score", _score, "TPR at a FPR over all pairs, and the curve around it")
     _takes_files(score)
     score.add_argument("--fpr", default="1e-8", help="default: 1e-8, the image tracks'; 1e-4 is the video tracks'")
-    score.add_argument("--processes", type=whole(1), default=cores(), help="default: the cores")
+    score.add_argument("--processes", type=whole(1), help="default: the cores")
     score.add_argument("--part", type=_part, default=(1, 1), metavar="I/K", help="part I of K alone, to be merged")
     score.add_argument("--state", metavar="FILE.npz", help="what is found so far (default: beside FEATURES)")
     score.add_argument(
@@ -52,7 +52,7 @@ def add_to(steps: argparse._SubParsersAction) -> None:
 
     identify = add_command(steps, "identify", _identify, "rank-k, and TPIR at FPIR with distractors as strangers")
     _takes_files(identify)
-    identify.add_argument("--processes", type=whole(1), default=cores(), help="default: the cores")
+    identify.add_argument("--processes", type=whole(1), help="default: the cores")
     identify.add_argument("--state", metavar="FILE.npz", help="what is found so far (default: beside FEATURES)")
     identify.add_argument("--json", metavar="FILE", help="write the figures there, too")
     identify.set_defaults(goes_on=True)
@@ -111,10 +111,10 @@ def _score(arguments: argparse.Namespace) -> None:
         path.unlink()
 
 
-def _scan(part: Any, path: Path, processes: int) -> None:
+def _scan(part: Any, path: Path, processes: int | None) -> None:
     from vargface.eval.lfr.scoring import run
 
-    do(part, path, run, processes, total=part.pairs(part.mine), name="score")
+    do(part, path, run, processes or cores(), total=part.pairs(part.mine), name="score")
 
 
 def _where(part: Any) -> str:
@@ -273,7 +273,7 @@ def _identify(arguments: argparse.Namespace) -> None:
         if path.exists() and not load(path, probing.go_on):
             raise InputError(f"{path}: is of other features or labels - remove it, or give another --state")
         total = probing.pairs(range(len(probing.done)))
-        do(probing, path, run, arguments.processes, total=total, name="identify")
+        do(probing, path, run, arguments.processes or cores(), total=total, name="identify")
         _report_identification(finish(probing), arguments)
         path.unlink()
 

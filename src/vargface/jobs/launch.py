@@ -21,8 +21,8 @@ from typing import IO
 
 from vargface.errors import InputError
 from vargface.files import make_folder
+from vargface.interrupt import handled
 from vargface.jobs.orders import NAMES, RANK, ROLES
-from vargface.training.interrupt import handled
 
 __all__ = ["Failure", "Host", "Stopped", "launch", "read_hosts"]
 
@@ -183,7 +183,7 @@ def _port_of(host: Host, port: int) -> int:
 def _start(
     role: str, number: int, host: Host, arguments: Sequence[str], variables: dict[str, str], ssh: str
 ) -> _Member:
-    command = [sys.executable, "-m", "vargface.jobs.member", role, *(arguments if role == "worker" else ())]
+    command = [sys.executable, "-m", "vargface.member", role, *(arguments if role == "worker" else ())]
     environment = {**os.environ, **variables}
     if host.name:
         passed = {**{key: os.environ[key] for key in os.environ if key.startswith(FORWARDED)}, **variables}

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vargface.checkpoint import Checkpoint, Params
 from vargface.errors import InputError
 from vargface.inference import FrozenNetwork
+from vargface.interrupt import Terminated, interrupt_after_step
 from vargface.progress import LoggedProgress
 from vargface.runtime import machine, mx
 from vargface.teachers.store import TeacherStore
@@ -22,7 +23,6 @@ from vargface.training.centres import Centres
 from vargface.training.diagnosis import diagnose
 from vargface.training.faces import faces_of
 from vargface.training.initialise import Start
-from vargface.training.interrupt import Terminated, interrupt_after_step
 from vargface.training.log import Means
 from vargface.training.objective import MARGIN_WEIGHT
 from vargface.training.optimiser import init_optimizer, set_states, share_states, states_of

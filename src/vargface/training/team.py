@@ -15,7 +15,7 @@ KVSTORES = ("", "dist_sync", "dist_device_sync")
 # keys of sums: between those of the tables of class centres, which servers update (row_update.py)
 FIRST_KEY = 8
 NOTES = ("stop", "save")
-# stores of this process, which ends with them (jobs/member.py): one that goes waits until all workers let go of theirs
+# stores of this process, which ends with them (member.py): one that goes waits until all workers let go of theirs
 _joined: list[mx.kv.KVStore] = []
 
 

@@ -1,4 +1,4 @@
-"""The process of one member of a job: `python -m vargface.jobs.member ROLE [ARGUMENT...]`, started by the launcher.
+"""The process of one member of a job: `python -m vargface.member ROLE [ARGUMENT...]`, started by the launcher.
 
 ROLE is scheduler, server or worker; a worker runs the command `vargface ARGUMENT...`. Its standard input is the
 launcher's hold on it, on this machine and through ssh alike: a line of NAMES there is that signal, and its end is the
@@ -17,8 +17,8 @@ import time
 import traceback
 from typing import Any
 
+from vargface.interrupt import Terminated, terminated_by_sigterm
 from vargface.jobs.orders import NAMES
-from vargface.training.interrupt import Terminated, terminated_by_sigterm
 
 __all__ = ["ORPHAN_SECONDS"]
 
