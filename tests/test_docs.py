@@ -191,6 +191,90 @@ def test_no_command_of_the_documents_is_left_out():
     assert not unknown
 
 
+def spans_in(text: str) -> list[str]:
+    """The commands in running text, and the benchmarks of the shell blocks, as words."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [
+        re.sub(r"^(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?", "", command)
+        for command in [*spans, *commands_in(text)]
+        if re.match(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:vargface|make|python benchmarks/\S+) ", command)
+    ]
+
+
+def options_of(words: list[str]) -> tuple[str, set[str]]:
+    """The innermost command that `vargface WORDS` names, and every option that it takes."""
+    parser, name = cli._parser(), "vargface"
+    for word in words:
+        nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if not nested:
+            break
+        assert word in nested[0].choices, f"{name} has no command {word!r}"
+        parser, name = nested[0].choices[word], f"{name} {word}"
+    return name, {option for action in parser._actions for option in action.option_strings}
+
+
+SPANS = list(dict.fromkeys(span for path in DOCUMENTS for span in spans_in(path.read_text())))
+
+
+def test_spans_are_found_with_what_stands_before_them():
+    text = "of `OMP_NUM_THREADS=1 python benchmarks/a.py --x` and `vargface embed`, `x`\n```sh\nmake test ARGS=1\n```\n"
+    assert spans_in(text) == ["python benchmarks/a.py --x", "vargface embed", "make test ARGS=1"]
+    assert len(SPANS) > 80
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_every_command_in_running_text_names_what_exists(span):
+    """Parts of commands, which cannot be run as they stand: the command, the door, the file, every option."""
+    words = [word.strip("[]") for word in span.split()]
+    asked = {word.partition("=")[0] for word in words if word.startswith("--")}
+    if words[0] == "vargface":
+        own = words[1 : words.index("--")] if "--" in words else words[1:]
+        name, options = options_of(own)
+        assert {word.partition("=")[0] for word in own if word.startswith("--")} <= options, name
+    elif words[0] == "make":
+        doors = [word for word in words[1:] if word.isalpha() or "-" in word.partition("=")[0]]
+        makefile = (ROOT / "Makefile").read_text()
+        assert doors
+        assert [door for door in doors if not re.search(rf"^{door}:", makefile, re.MULTILINE)] == []
+    else:
+        source = (ROOT / words[1]).read_text()
+        assert {option for option in asked if f'"{option}"' not in source} == set()
+
+
+def python_in(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+BLOCKS = [(str(path.relative_to(ROOT)), number) for path in DOCUMENTS for number in range(len(python_in(path)))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "number"), BLOCKS)
+def test_every_python_block_runs(stage, monkeypatch, capsys, name, number):
+    """After what the page has imported before it; insightface's own, for `test_insightface.py`, are parsed alone."""
+    path = ROOT / name
+    monkeypatch.chdir(stage)
+    landmarks = np.array([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]], np.float32)
+    photo = tiny.image(0, 0)
+    names = {
+        "aligned": photo,
+        "photo": photo,
+        "landmarks": np.stack([landmarks, landmarks]),
+        "faces": np.stack([photo, photo]),
+    }
+    block = python_in(path)[number]
+    if "insightface" in block:
+        ast.parse(block)
+        return
+    imported = [line for other in python_in(path) for line in other.splitlines() if line.startswith("from vargface")]
+    exec("\n".join([*imported, block]), names)
+    printed = re.search(re.escape(block) + r"```\n.*?\n```\n(.*?)```", path.read_text(), re.DOTALL)
+    if "print(" in block:
+        told, said = (re.findall(r"-?\d+\.\d*", text) for text in (printed[1], capsys.readouterr().out))
+        assert len(said) == len(told) > 0
+        np.testing.assert_allclose(np.float64(said), np.float64(told), rtol=1e-5)
+
+
 def undocumented(node: ast.Module | ast.ClassDef, name: str) -> list[str]:
     """Which public names in `node`, itself first, have no docstring."""
     found = [] if ast.get_docstring(node) else [name]
