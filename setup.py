@@ -1,5 +1,8 @@
 """Package `vargface`: the folders stay at the top of the tree, the import names stay under one roof."""
 
+import re
+from pathlib import Path
+
 from setuptools import setup
 
 PACKAGE_DIR = {
@@ -23,7 +26,7 @@ PACKAGE_DIR = {
 # MXNet is an extra: `mxnet` and `mxnet-cu112` own the same folder, so exactly one of `cpu` and `cu112` is wanted
 INSTALL_REQUIRES = [
     # MXNet 1.9.1 uses names that numpy 1.24 took away (runtime.py gives them back) and an ABI that numpy 2 left
-    "numpy>=1.20,<2",
+    "numpy>=1.23,<2",
     "opencv-python-headless>=4.5,<5",
     "joblib>=1.2",
     "scikit-learn>=1.0",
@@ -61,10 +64,15 @@ EXTRAS_REQUIRE = {
     "dev": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "vermin>=1.6", "setuptools>=70.1,<81", "wheel>=0.40"],
 }
 
+HERE = Path(__file__).resolve().parent
+
 setup(
     name="vargface",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "src/vargface/__init__.py").read_text(encoding="utf-8"))[1],
     description="VarGFaceNet: face recognition at 1 GFLOP, distilled from a large teacher, on Apache MXNet",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords=["face recognition", "knowledge distillation", "VarGFaceNet", "ArcFace", "InsightFace", "MXNet"],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.8,<3.12",

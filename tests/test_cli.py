@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pickle
@@ -525,6 +526,13 @@ def help_of(capsys, *command) -> str:
     out, error = capsys.readouterr()
     assert error == ""
     return out
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"vargface {importlib.metadata.version('vargface')}\n"
 
 
 def test_help_lists_every_command(capsys):

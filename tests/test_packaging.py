@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import vargface
+
 # where the package's folders lie in the tree -> where they lie in the wheel
 FOLDERS = {"src/vargface": "vargface", **{name: f"vargface/{name}" for name in ("symbols", "eval", "recipes")}}
 
@@ -111,6 +113,8 @@ def test_wheel_offers_the_extras_and_the_command(wheel):
         info = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")).rpartition("/")[0]
         metadata = archive.read(f"{info}/METADATA").decode()
         commands = archive.read(f"{info}/entry_points.txt").decode()
+    assert f"\nVersion: {vargface.__version__}\n" in metadata
+    assert "# " in metadata.partition("\n\n")[2]  # the README
     assert {"cpu", "cu112", "export", "dev"} == set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE))
     assert re.search(r"^Requires-Dist: mxnet==1.9.1; extra == \"cpu\"$", metadata, re.MULTILINE)
     assert "vargface = vargface.__main__:run" in commands

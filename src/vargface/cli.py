@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from vargface import __version__
 from vargface.commands import (
     doctor,
     embed,
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vargface", description="VarGFaceNet: training with angular and recursive distillation, on MXNet."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(goes_on=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -127,6 +127,8 @@ def _numpy(version: str) -> Iterator[Finding]:
         yield Finding(FAULT, "numpy", version, "MXNet 1.9.1 needs an older one: pip install 'numpy<2'")
     elif (major, minor) >= (1, 24):
         yield Finding(OK, "numpy", f"{version}; the names that MXNet 1.9.1 misses in it are given back")
+    elif (major, minor) < (1, 23):
+        yield Finding(WARNING, "numpy", version, "not tried: pip install 'numpy>=1.23,<2'")
     else:
         yield Finding(OK, "numpy", version)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vargface.data.index import index_blocks
+from vargface.data.index_file import index_blocks
 from vargface.data.recordio import RecordFile
 from vargface.data.records import EXACT, check_folder, join, read_property
 from vargface.errors import InputError

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vargface.data.index import read_index
+from vargface.data.index_file import read_index
 from vargface.data.recordio import LEAVE_OUT, RecordFile
 from vargface.errors import InputError
 from vargface.files import open_file

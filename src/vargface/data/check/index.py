@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vargface.data.check.findings import REINDEX, Findings
-from vargface.data.index import ROW, index_blocks
+from vargface.data.index_file import ROW, index_blocks
 from vargface.data.recordio import RecordFile
 from vargface.data.records import EXACT, first_without_image
 from vargface.data.sorting import sorted_rows
