@@ -74,7 +74,13 @@ clean: ## remove what was built (.venv too), never runs/ or data
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find src symbols eval recipes tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamp is written last, so a build that was interrupted is done again, from nothing.
+# The stamp is written last, so a build that was interrupted is done again, from nothing. It says what was built: who asks
+# for another MXNet or Python gets it.
+BUILT := $(shell cat .venv/.installed 2>/dev/null)
+ifneq ($(strip $(or $(EXTRA),$(word 1,$(BUILT))) $(or $(PYTHON),$(word 2,$(BUILT)))),$(strip $(BUILT)))
+.PHONY: .venv/.installed
+endif
+
 .venv/.installed: setup.py constraints.txt
 	@for python in $(or $(PYTHON),python3.11 python3) none; do \
 	    "$$python" -c 'import sys; sys.exit(not (3, 8) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null && break; \
@@ -96,4 +102,4 @@ clean: ## remove what was built (.venv too), never runs/ or data
 	echo "installing the pinned packages (about $$size to download; a minute or more)"; \
 	.venv/bin/python -m pip install -qq -c constraints.txt --no-build-isolation -e ".[$$extra,dev,export]"; \
 	.venv/bin/python -m pip check; \
-	touch $@
+	echo "$$extra $$python" > $@

@@ -29,7 +29,7 @@ INSTALL_REQUIRES = [
     "numpy>=1.23,<2",
     "opencv-python-headless>=4.5,<5",
     "joblib>=1.2",
-    "scikit-learn>=1.0",
+    "scipy>=1.7",
     "matplotlib>=3.5",
     "tensorboardX>=2.6",
     "easydict>=1.9",
@@ -60,8 +60,16 @@ EXTRAS_REQUIRE = {
         "sympy>=1.12",
         'ml_dtypes>=0.4 ; python_version >= "3.9"',
     ],
-    # setuptools and wheel: the packaging test builds the wheel offline
-    "dev": ["pytest>=7", "hypothesis>=6", "ruff>=0.6", "vermin>=1.6", "setuptools>=70.1,<81", "wheel>=0.40"],
+    # scikit-learn: a benchmark's classifier of raw pixels; setuptools and wheel: the packaging test builds offline
+    "dev": [
+        "pytest>=7",
+        "hypothesis>=6",
+        "ruff>=0.6",
+        "vermin>=1.6",
+        "scikit-learn>=1.0",
+        "setuptools>=70.1,<81",
+        "wheel>=0.40",
+    ],
 }
 
 HERE = Path(__file__).resolve().parent

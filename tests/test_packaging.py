@@ -68,7 +68,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_source_archive_holds_the_tree(source, tree):
     files = {path.relative_to(tree) for path in tree.rglob("*") if path.is_file() and ".egg-info" not in str(path)}
-    assert {Path("LICENSE"), Path("constraints.txt"), Path("tests/tiny.py"), Path("recipes/study/claims.py")} <= files
+    assert {Path("LICENSE"), Path("constraints.txt"), Path("tests/tiny.py"), Path("recipes/study/_claims.py")} <= files
     assert not files - {path.relative_to(source) for path in source.rglob("*")}
 
 
@@ -286,6 +286,17 @@ def test_a_new_pin_rebuilds_and_an_old_one_does_not(built):
     later = (built / ".venv" / ".installed").stat().st_mtime + 10
     os.utime(built / "constraints.txt", (later, later))
     assert make(built, "-q", ".venv/.installed").returncode == 1
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("asked", "again"),
+    [((), 0), (("EXTRA=cpu",), 0), (("PYTHON=python3.11",), 0), (("EXTRA=cu112",), 1), (("PYTHON=/other/python",), 1)],
+)
+def test_who_asks_for_another_build_or_python_gets_it(built, asked, again):
+    """What was there already was left as it was, and said to be ready."""
+    (built / ".venv" / ".installed").write_text("cpu python3.11\n")
+    assert make(built, "-q", ".venv/.installed", *asked).returncode == again
 
 
 @needs_make

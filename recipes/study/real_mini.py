@@ -11,8 +11,8 @@ nothing is augmented, and all cells but one look the teacher up in a store.
 
 from easydict import EasyDict
 
-from vargface.recipes.study.claims import COMPARISONS, MAIN
-from vargface.recipes.study.claims import cells as cells_of
+from vargface.recipes.study._claims import COMPARISONS, MAIN
+from vargface.recipes.study._claims import cells as cells_of
 
 recipe = EasyDict(
     network="vargfacenet",

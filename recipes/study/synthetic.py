@@ -13,8 +13,8 @@ Hardware and time: 2 CPU cores, a training on each; see docs/results.md for hour
 
 from easydict import EasyDict
 
-from vargface.recipes.study.claims import COMPARISONS, MAIN
-from vargface.recipes.study.claims import cells as cells_of
+from vargface.recipes.study._claims import COMPARISONS, MAIN
+from vargface.recipes.study._claims import cells as cells_of
 
 recipe = EasyDict(
     network="vargfacenet",

@@ -15,14 +15,14 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vargface import gpu, runtime
+from vargface import cuda, gpu, packages, runtime
 from vargface.errors import InputError
 
 __all__ = ["FAULT", "OK", "WARNING", "Finding", "examine"]
@@ -43,21 +43,6 @@ SLOW_SETTINGS = {
     "MXNET_ENGINE_TYPE": ("NaiveEngine", "does one operation after the other, for debugging"),
     "MXNET_SUBGRAPH_BACKEND": ("NONE", "crashed inference with two threads at batch 1 (docs/insightface.md)"),
 }
-# some of the files have the same name in both, so that either may lie there
-OTHER_CUDA = "another CUDA's wheels share its folders: take an environment without them, pip install '.[cu112]'"
-# module -> what pip installs for it (setup.py)
-REQUIRED = {
-    "cv2": "opencv-python-headless>=4.5,<5",
-    "joblib": "joblib>=1.2",
-    "sklearn": "scikit-learn>=1.0",
-    "matplotlib": "matplotlib>=3.5",
-    "tensorboardX": "tensorboardX>=2.6",
-    "easydict": "easydict>=1.9",
-    "tqdm": "tqdm>=4.60",
-}
-# OpenCV's other wheels own the same folder
-WITH_DISPLAY = "the build without windows needs no libGL: pip uninstall -y opencv-python opencv-contrib-python && "
-OPTIONAL = {"onnxruntime": "export onnx, ONNX teachers", "onnx": "export onnx"}
 
 
 class Finding(NamedTuple):
@@ -81,23 +66,27 @@ def examine(folder: str | Path = ".") -> list[Finding]:
         cuda_build = mxnet.runtime.Features().is_enabled("CUDA")
     except InputError as error:
         mxnet, cuda_build = error, any(name.startswith("mxnet-cu") for name in flavours)
+    loads = not isinstance(mxnet, InputError)
     return [
         *_python(sys.version_info[:2], importlib.util.find_spec("distutils") is not None),
         *_mxnet(mxnet, flavours),
         *_numpy(np.__version__),
         *_required(),
         *_optional(),
-        *_threads(runtime.THREADS, runtime.cores()),
+        *_threads(runtime.THREADS),
         *_settings(os.environ),
-        *_gpus(seen, flavours, cuda_build),
-        *(_cuda_libraries(not isinstance(mxnet, InputError)) if "mxnet-cu112" in flavours else ()),
+        *_gpus(seen, flavours, cuda_build, loads),
+        *(_cuda_libraries(loads) if "mxnet-cu112" in flavours else ()),
         *_space(shutil.disk_usage(folder).free, _available_memory()),
     ]
 
 
 def _python(version: tuple[int, int], distutils: bool) -> Iterator[Finding]:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if version < (3, 8):
+    elsewhere, untried = gpu.platform_fault(platform.system(), platform.machine(), platform.libc_ver()[0])
+    if elsewhere:
+        yield Finding(WARNING if untried else FAULT, "Python", found, elsewhere)
+    elif version < (3, 8):
         yield Finding(FAULT, "Python", found, "too old: use Python 3.8 to 3.11")
     elif version < (3, 12):
         yield Finding(OK, "Python", found)
@@ -115,10 +104,17 @@ def _mxnet(mxnet: ModuleType | InputError, flavours: Sequence[str]) -> Iterator[
     features = mxnet.runtime.Features()
     enabled = [name for name in FEATURES if features.is_enabled(name)]
     found = f"{mxnet.__version__} ({', '.join(flavours) or 'built here'}): {', '.join(enabled)}"
-    if mxnet.__version__ == "1.9.1":
-        yield Finding(OK, "MXNet", found)
+    if mxnet.__version__ != "1.9.1":
+        yield Finding(WARNING, "MXNet", found, f"not tried: use 1.9.1: {packages.install('cpu')}")
+    elif _other_cuda(flavours):
+        yield Finding(WARNING, "MXNet", found, f"not tried: {packages.instead(flavours, 'cu112')}")
     else:
-        yield Finding(WARNING, "MXNet", found, "not tried: use 1.9.1")
+        yield Finding(OK, "MXNet", found)
+
+
+def _other_cuda(flavours: Sequence[str]) -> bool:
+    """Whether MXNet was built for a CUDA whose GPUs and libraries are not known here."""
+    return any(name.startswith("mxnet-cu") and name != "mxnet-cu112" for name in flavours)
 
 
 def _numpy(version: str) -> Iterator[Finding]:
@@ -139,29 +135,36 @@ def _required() -> Iterator[Finding]:
         runtime.check_numpy()
     except InputError:
         return
-    good = []
-    for name, package in REQUIRED.items():
-        try:
-            module = importlib.import_module(name)
-        except Exception as error:  # of a package built for another numpy it may be any
-            why = str(error).strip().partition("\n")[0] or type(error).__name__
-            fix = f"pip install --force-reinstall --no-deps '{package}'"
-            yield Finding(FAULT, name, f"does not load: {why}", WITH_DISPLAY + fix if "libGL" in why else fix)
-        else:
-            good.append(f"{name} {getattr(module, '__version__', '')}".strip())
-    if good:
-        yield Finding(OK, "packages", ", ".join(good))
+    yield from _loaded("packages", packages.REQUIRED, FAULT)
 
 
 def _optional() -> Iterator[Finding]:
-    for name, use in OPTIONAL.items():
-        try:
-            yield Finding(OK, name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(WARNING, name, f"not installed ({use})", "if you need it: pip install '.[export]'")
+    """Import those of the extra `export`, if any is there."""
+    try:
+        importlib.metadata.distribution("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:
+        fix = f"for ONNX teachers, export onnx, export int8: {packages.install('export')}"
+        yield Finding(WARNING, "ONNX", "not installed", fix)
+        return
+    yield from _loaded("ONNX", packages.OPTIONAL, WARNING)
 
 
-def _threads(asked: str, cores: int) -> Iterator[Finding]:
+def _loaded(what: str, modules: Iterable[str], mark: str) -> Iterator[Finding]:
+    """Yield a finding of `mark` for each module that does not load, and one with the versions of all that do."""
+    faults = packages.broken(modules)
+    for fault in faults:
+        yield Finding(mark, fault.name, f"does not load: {fault.why}", fault.fix)
+    good = [name for name in modules if name not in {fault.name for fault in faults}]
+    if good:
+        versions = [f"{name} {getattr(sys.modules[name], '__version__', '')}".strip() for name in good]
+        yield Finding(OK, what, ", ".join(versions))
+
+
+def _threads(asked: str) -> Iterator[Finding]:
+    try:
+        cores = runtime.cores()
+    except InputError:  # joblib is told of above
+        return
     if not asked:
         yield Finding(OK, "threads", f"{cores} cores, OMP_NUM_THREADS is set as each command needs it")
     elif not runtime.is_thread_count(asked):
@@ -179,15 +182,20 @@ def _settings(environment: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(WARNING, "environment", f"{name}={value}", f"{why}: unset it")
 
 
-def _gpus(seen: gpu.Survey, flavours: Sequence[str], cuda_build: bool) -> Iterator[Finding]:
-    installed = " ".join(flavours)
+def _gpus(seen: gpu.Survey, flavours: Sequence[str], cuda_build: bool, loads: bool) -> Iterator[Finding]:
     extra, reason = gpu.choose(seen)
-    if extra == "cpu" and not seen.gpus:
-        fix = runtime.USE_CPU.format(installed) if cuda_build and installed else ""
-        yield Finding(FAULT if cuda_build else OK, "GPU", f"none to use: {reason}", fix)
+    if not seen.gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        fix = f"for the CPU build: {packages.instead(flavours, 'cpu')}" if cuda_build and flavours else ""
+        if cuda_build and visible is not None:
+            fix = f"CUDA_VISIBLE_DEVICES={visible!r} says which may be used: unset it to see all"
+        mark = WARNING if loads else FAULT
+        yield Finding(mark if cuda_build else OK, "GPU", f"none to use, the CPU it is: {reason}", fix)
         return
     for found in seen.gpus:
-        if gpu.supported(found.capability):
+        if _other_cuda(flavours):
+            yield Finding(WARNING, "GPU", f"{found}: whether {flavours[0]} has code for it is not known")
+        elif gpu.supported(found.capability):
             yield Finding(OK, "GPU", str(found))
         else:
             fix = "MXNet 1.9.1 has code for compute capability 5.0 to 8.9 only: train on the CPU, or on another GPU"
@@ -198,8 +206,8 @@ def _gpus(seen: gpu.Survey, flavours: Sequence[str], cuda_build: bool) -> Iterat
     else:
         yield Finding(OK, "driver", version)
     if extra == "cu112" and not cuda_build:
-        fix = f"pip uninstall -y {installed} && pip install '.[cu112]'" if installed else "pip install '.[cu112]'"
-        yield Finding(WARNING, "GPU", f"not used by a CPU build ({installed or 'of MXNet, built here'})", fix)
+        fix = packages.instead(flavours, "cu112") if flavours else packages.install("cu112")
+        yield Finding(WARNING, "GPU", f"not used by a CPU build ({' '.join(flavours) or 'of MXNet, built here'})", fix)
 
 
 def _driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
@@ -213,24 +221,25 @@ def _driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
 
 def _cuda_libraries(mxnet_loads: bool, load: Callable[..., Any] = ctypes.CDLL) -> Iterator[Finding]:
     """Look for each library that mxnet-cu112 needs, and load it."""
-    for name, files in runtime.cuda_files().items():
+    fix = f"for its CUDA libraries: {packages.install('cu112')}"
+    for name, files in cuda.installed_files().items():
         for file in files:
             if file.name != name:
-                yield Finding(FAULT, "CUDA library", f"{file.name} found, mxnet-cu112 needs {name}", OTHER_CUDA)
+                # some of the files have the same name in both, so that either may lie there
+                other = "another CUDA's wheels share its folders: take an environment without them"
+                yield Finding(FAULT, "CUDA library", f"{file.name} found, mxnet-cu112 needs {name}", other)
                 continue
             try:
                 load(str(file), mode=ctypes.RTLD_GLOBAL)
                 yield Finding(OK, "CUDA library", file.name)
             except OSError as error:
-                yield Finding(
-                    FAULT, "CUDA library", f"{file.name} does not load ({error})", runtime.CUDA_LIBRARIES_ANEW
-                )
-    missing = ", ".join(runtime.missing_cuda())
+                anew = packages.anew(*packages.requirements("cu112"))
+                yield Finding(FAULT, "CUDA library", f"{file.name} does not load ({error})", anew)
+    missing = ", ".join(cuda.missing())
     if missing and mxnet_loads:
-        found = f"{missing}: not from pip; the system's own is used, if any"
-        yield Finding(WARNING, "CUDA library", found, runtime.CUDA_LIBRARIES)
+        yield Finding(WARNING, "CUDA library", f"{missing}: not from pip; the system's own is used, if any", fix)
     elif missing:
-        yield Finding(FAULT, "CUDA library", f"{missing}: not from pip", runtime.CUDA_LIBRARIES)
+        yield Finding(FAULT, "CUDA library", f"{missing}: not from pip", fix)
 
 
 def _space(disk: int, memory: int | None) -> Iterator[Finding]:

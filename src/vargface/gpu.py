@@ -1,19 +1,20 @@
 """Which build of MXNet fits this machine: `cpu`, or `cu112` where an NVIDIA GPU can run it.
 
 Standard library alone and nothing of ours, so that `python src/vargface/gpu.py` answers before anything is installed.
-It prints the choice on stdout and the reason, in one line, on stderr.
+It prints the choice on stdout and the reason, in one line, on stderr; where there is no build at all, it fails.
 """
 
 from __future__ import annotations
 
 import ctypes
+import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["Gpu", "Survey", "choose", "supported", "survey"]
+__all__ = ["Gpu", "Survey", "choose", "platform_fault", "supported", "survey"]
 
 # mxnet-cu112 1.9.1 holds machine code for 5.0, 6.0, 7.0, 8.0 and 8.6 and no PTX to compile for others. Code for X.y
 # runs on every X.z with z >= y, so 5.0 to 8.9 are covered and 9.0 (Hopper) and later are not.
@@ -87,6 +88,19 @@ def survey(load: Callable[[str], Any] = ctypes.CDLL) -> Survey:
     return Survey(gpus, (version.value // 1000, version.value % 1000 // 10), "")
 
 
+def platform_fault(system: str, machine: str, libc: str) -> tuple[str, bool]:
+    """Return what is wrong with MXNet 1.9.1 on this platform, "" if nothing, and whether there is a build at least.
+
+    As `platform` names them: Linux, Darwin; x86_64, aarch64, arm64; glibc, "" (musl and others).
+    """
+    if (system, machine) == ("Linux", "x86_64") and libc == "glibc":
+        return "", False
+    if (system, machine, libc) == ("Linux", "aarch64", "glibc") or (system, machine) == ("Darwin", "x86_64"):
+        return "not tried: MXNet 1.9.1 has a build for it, for CPUs", True
+    where = f"{system} {machine}" + (" without glibc" if system == "Linux" and libc != "glibc" else "")
+    return f"MXNet 1.9.1 has no build for {where}: use Linux on x86-64 with glibc", False
+
+
 def choose(seen: Survey) -> tuple[str, str]:
     """Return the extra to install, "cpu" or "cu112", and the reason in one line."""
     if seen.fault:
@@ -157,6 +171,9 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 if __name__ == "__main__":
+    fault, built = platform_fault(platform.system(), platform.machine(), platform.libc_ver()[0])
+    if fault and not built:
+        sys.exit(fault)
     extra, reason = choose(survey())
     print(extra)
     print(f"{extra}: {reason}", file=sys.stderr)

@@ -54,7 +54,7 @@ def read_recipe_file(recipe: str | Path) -> dict[str, Any]:
         folder = Path(base.__file__).parent
         packaged = {file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("[!_]*.py")}
         if str(recipe) not in packaged:
-            known = ", ".join(sorted(packaged))
+            known = ", ".join(sorted(set(packaged) - {"base"}))
             raise InputError(f"recipe {str(recipe)!r}: no such file - give a path, or one of {known}")
         path = packaged[str(recipe)]
     try:

@@ -18,35 +18,29 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vargface import gpu
+from vargface import cuda, gpu, packages
 from vargface.errors import InputError
 
 if TYPE_CHECKING:
     import mxnet as mx
 
 __all__ = [
-    "CUDA_LIBRARIES",
-    "CUDA_LIBRARIES_ANEW",
     "SIDE_BY_SIDE",
     "THREADS",
-    "USE_CPU",
     "check_numpy",
     "contexts",
     "cores",
-    "cuda_files",
     "flavours",
     "is_thread_count",
     "machine",
-    "missing_cuda",
     "mx",
-    "preload_cuda",
     "prepare_for_embedding",
     "prepare_for_training",
 ]
@@ -57,11 +51,10 @@ logger = logging.getLogger(__name__)
 def cores() -> int:
     """Return the number of cores that this process may use: taskset or a container's share may leave fewer than exist.
 
-    A share of 1.5 counts as 2.
+    A share of 1.5 counts as 2. Raises InputError where joblib, which knows, does not load.
     """
-    from joblib import cpu_count  # not above: what needs no cores should not wait for it
-
-    return cpu_count()
+    # not above: what needs no cores should not wait for it
+    return packages.require("joblib", "the number of cores", extra="").cpu_count()
 
 
 # batches that an Embedder has worked on side by side at most: each has the network's weights in memory once more
@@ -85,33 +78,6 @@ TRAINING_ENVIRONMENT = {"DNNL_MAX_CPU_ISA": "AVX2"}
 # names that numpy 1.24 took away and MXNet 1.9.1 still uses
 NUMPY_NAMES = {"bool": bool, "int": int, "float": float, "complex": complex, "object": object, "str": str}
 
-# What mxnet-cu112 links against, in an order in which each finds what it needs itself already loaded. The versions are
-# part of it: NVIDIA's wheels for CUDA 12 put theirs into the same folders.
-NVIDIA_LIBRARIES = (
-    "cuda_runtime/lib/libcudart.so.11.0",
-    "nvtx/lib/libnvToolsExt.so.1",
-    "cuda_nvrtc/lib/libnvrtc-builtins.so.11.8",
-    "cuda_nvrtc/lib/libnvrtc.so.11.2",
-    "cublas/lib/libcublasLt.so.11",
-    "cublas/lib/libcublas.so.11",
-    "curand/lib/libcurand.so.10",
-    "cufft/lib/libcufft.so.10",
-    "cusolver/lib/libcusolver.so.11",
-    "nccl/lib/libnccl.so.2",
-    "cudnn/lib/libcudnn_ops_infer.so.8",
-    "cudnn/lib/libcudnn_ops_train.so.8",
-    "cudnn/lib/libcudnn_cnn_infer.so.8",
-    "cudnn/lib/libcudnn_cnn_train.so.8",
-    "cudnn/lib/libcudnn_adv_infer.so.8",
-    "cudnn/lib/libcudnn_adv_train.so.8",
-    "cudnn/lib/libcudnn.so.8",
-)
-
-INSTALL = "pip install '.[cpu]', or '.[cu112]' for an NVIDIA GPU"
-USE_CPU = "for the CPU build: pip uninstall -y {} && pip install '.[cpu]'"
-REINSTALL = "pip install --force-reinstall --no-deps {}==1.9.1"
-CUDA_LIBRARIES = "for its CUDA libraries: pip install '.[cu112]'"
-CUDA_LIBRARIES_ANEW = "for its CUDA libraries anew: pip install --force-reinstall '.[cu112]'"
 OPENMP = "GNU's OpenMP is the system's to bring: apt-get install libgomp1"
 
 
@@ -256,7 +222,7 @@ def _mxnet() -> ModuleType:
     _leave_threads_to_workers()
     try:
         if "mxnet-cu112" in installed:
-            preload_cuda()
+            cuda.preload()
         with warnings.catch_warnings():  # what Python and numpy deprecate in MXNet 1.9.1 is nothing a user can mend
             warnings.simplefilter("ignore")
             mxnet = importlib.import_module("mxnet")
@@ -274,10 +240,11 @@ def _remedy(flavour: str, error: Exception) -> str:
     if "libgomp.so.1" in str(error):
         return OPENMP
     if flavour.startswith("mxnet-cu") and "libcuda.so.1" in str(error):
-        return USE_CPU.format(flavour)
+        return f"for the CPU build: {packages.instead([flavour], 'cpu')}"
     if flavour == "mxnet-cu112" and isinstance(error, OSError):
-        return CUDA_LIBRARIES if missing_cuda() else CUDA_LIBRARIES_ANEW
-    return REINSTALL.format(flavour)
+        fix = packages.install("cu112") if cuda.missing() else packages.anew(*packages.requirements("cu112"))
+        return f"for its CUDA libraries: {fix}"
+    return packages.anew(f"{flavour}==1.9.1")
 
 
 def _check_threads(environment: MutableMapping[str, str]) -> None:
@@ -297,9 +264,9 @@ def is_thread_count(text: str) -> bool:
 def _check_install(installed: list[str]) -> None:
     """Raise InputError where the installed packages cannot work together."""
     if not installed and importlib.util.find_spec("mxnet") is None:
-        raise InputError(f"MXNet is not installed - {INSTALL}")
+        raise InputError(f"MXNet is not installed - {packages.install('cpu')} (docs/gpu.md: for an NVIDIA GPU)")
     if len(installed) > 1:
-        fix = f"pip uninstall -y {' '.join(installed)}, then {INSTALL}"
+        fix = packages.instead(installed, "cu112" if "mxnet-cu112" in installed else "cpu")
         raise InputError(f"{' and '.join(installed)} are installed side by side but own the same folder - {fix}")
     check_numpy()
     if importlib.util.find_spec("distutils") is None:  # gone from Python 3.12 on, where setuptools brings its own
@@ -328,39 +295,3 @@ def _leave_threads_to_workers() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # a build of MXNet with another OpenMP
         ctypes.CDLL("libgomp.so.1").omp_set_num_threads(1)
-
-
-def preload_cuda(load: Callable[..., Any] = ctypes.CDLL) -> list[Path]:
-    """Load the CUDA libraries that pip installed, so that MXNet finds them in the process, and return their files.
-
-    A library that pip did not bring in the version that MXNet wants is left to the system.
-    Raises OSError where there is no NVIDIA driver or one fails.
-    """
-    try:
-        load("libcuda.so.1")
-    except OSError as error:
-        raise OSError(f"no NVIDIA driver ({error})") from error
-    files = [file for name, found in cuda_files().items() for file in found if file.name == name]
-    for file in files:
-        load(str(file), mode=ctypes.RTLD_GLOBAL)
-    return files
-
-
-def missing_cuda() -> list[str]:
-    """Return the names of NVIDIA_LIBRARIES that pip has not brought, in their order."""
-    return [name for name, files in cuda_files().items() if name not in {file.name for file in files}]
-
-
-def cuda_files() -> dict[str, list[Path]]:
-    """Return name -> the files of that library that pip installed, of whatever version, for each of NVIDIA_LIBRARIES.
-
-    They are in its order. A file with the very name is what mxnet-cu112 wants; any other is of another CUDA.
-    """
-    found = importlib.util.find_spec("nvidia")
-    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
-    return {
-        Path(library).name: [
-            file for folder in folders for file in sorted(folder.glob(f"{library.partition('.so.')[0]}.so.*"))
-        ]
-        for library in NVIDIA_LIBRARIES
-    }

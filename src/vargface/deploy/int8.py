@@ -23,8 +23,8 @@ from vargface.deploy.embedder import Face, find_faces
 from vargface.deploy.network import INPUT, Network
 from vargface.deploy.onnx_file import export_onnx
 from vargface.errors import InputError
-from vargface.extras import require
 from vargface.files import whole_file
+from vargface.packages import require
 
 if TYPE_CHECKING:
     import onnx

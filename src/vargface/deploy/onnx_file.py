@@ -16,8 +16,8 @@ import numpy as np
 from vargface.deploy.fast_form import BLOCK, split_prelus
 from vargface.deploy.network import INPUT, Layer, Network
 from vargface.errors import InputError
-from vargface.extras import require
 from vargface.files import whole_file
+from vargface.packages import require
 
 __all__ = ["OPSET", "export_onnx", "onnx_model"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vargface.errors import InputError
-from vargface.extras import require
+from vargface.packages import require
 from vargface.runtime import cores, is_thread_count, mx
 
 __all__ = ["OnnxNetwork", "files_of"]
