@@ -5,7 +5,8 @@
 Hardware and time: not yet run. It needs GPUs: at batch 512 a step is 512 x 24.17 GFLOPs forward, three times that
 with backward, 37 TFLOPs; 240,000 steps are 512 x 240,000 / 5,179,510 = 23.7 epochs. The schedule is InsightFace's
 default for a batch of 512; the authors' own is not published.
-Result: not yet run. Published for r100 with ArcFace by the challenge: TPR 0.80312 at FPR 1e-8 (baseline r100fc).
+Result: not yet run. The challenge published TPR 0.80312 at FPR 1e-8 for its baseline r100fc, which is this recipe with
+output="FC".
 """
 
 from easydict import EasyDict

@@ -3,7 +3,7 @@
     make study STUDY=recipes/study/real_mini.py DATA=../shared/faces/real-mini \\
         TEACHER=../shared/faces/insightface-y1/model,0 OUT=runs/study-real-mini ARGS="--other PREFIX,EPOCH"
 
-Hardware and time: 2 CPU cores, a training on each; see docs/results.md for hours and results.
+Hardware and time: 2 CPU cores, a training on each; see docs/study.md for hours and results.
 
 600 steps x 32 images = 19,200, not quite two epochs a generation: no photo is seen often enough to be remembered, so
 nothing is augmented, and all cells but one look the teacher up in a store.

@@ -6,7 +6,7 @@
 
 (recipes/synthetic_teacher.py trains the first teacher, `make train-student` the second, weaker one.)
 
-Hardware and time: 2 CPU cores, a training on each; see docs/results.md for hours and results.
+Hardware and time: 2 CPU cores, a training on each; see docs/study.md for hours and results.
 
 300 steps x 32 images = 9,600, one epoch a generation.
 """
