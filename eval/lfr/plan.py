@@ -93,6 +93,26 @@ def _sampled(test_set: TestSet, seed: int) -> Iterator[np.ndarray]:
         yield scores[negative & (i[:, None] != j)]
 
 
+def _quantiles(test_set: TestSet, shares: Sequence[float], keep: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the sample sees the scores of `shares` of all negatives and of those kept, and its histogram.
+
+    (blocks, len(shares) + 1) float64, the last column that of the `keep` highest; (200,) int64.
+    """
+    histogram = np.zeros(len(HISTOGRAM) - 1, np.int64)
+    quantiles = []
+    for scores in _sampled(test_set, seed):
+        histogram += histogram_of(scores)
+        if not len(scores):
+            continue
+        # where the sample is too small to have seen the level of the kept, a lower one of which it has seen 16 pairs
+        lowest_kept = max(2 * keep / test_set.negatives, min(16 / len(scores), 1.0))
+        places = [min(int(share * len(scores)), len(scores) - 1) for share in (*shares, lowest_kept)]
+        quantiles.append(np.partition(scores, [len(scores) - 1 - place for place in places])[[-1 - p for p in places]])
+    if not quantiles:  # no negative pair was drawn: look everywhere
+        quantiles = [np.full(len(shares) + 1, score) for score in (-WIDEST, WIDEST)]
+    return np.stack(quantiles), histogram
+
+
 def make_plan(
     features: str,
     labels: str,
@@ -128,20 +148,9 @@ def make_plan(
     margin = 4 * score_error(test_set.dimensions)  # not of `greatest`, in which machines may differ in the last bit
     counted = [fpr for fpr, count in zip(wanted, admitted) if count >= kept][::-1]
     shares = [float(fpr) for fpr in counted]
-    histogram = np.zeros(len(HISTOGRAM) - 1, np.int64)
-    quantiles = []
-    for scores in _sampled(test_set, seed):
-        histogram += histogram_of(scores)
-        if not len(scores):
-            continue
-        # where the sample is too small to have seen the level of the kept, a lower one of which it has seen 16 pairs
-        lowest_kept = max(2 * keep / negatives, min(16 / len(scores), 1.0))
-        places = [min(int(share * len(scores)), len(scores) - 1) for share in (*shares, lowest_kept)]
-        quantiles.append(np.partition(scores, [len(scores) - 1 - place for place in places])[[-1 - p for p in places]])
-    if not quantiles:  # no negative pair was drawn: look everywhere
-        quantiles = [np.full(len(shares) + 1, score) for score in (-WIDEST, WIDEST)]
-    level = -WIDEST if negatives <= kept else float(np.min(quantiles, axis=0)[-1] - margin)
-    windows = [_window(column, margin) for column in np.transpose(quantiles)[: len(counted)]]
+    quantiles, histogram = _quantiles(test_set, shares, keep, seed)
+    level = -WIDEST if negatives <= kept else float(quantiles[:, -1].min() - margin)
+    windows = [_window(column, margin) for column in quantiles.T[: len(counted)]]
     return Plan(
         str(features),
         str(labels),
