@@ -57,7 +57,7 @@ def mxnets_own_export(model: str, out: Path) -> None:
     import onnx
 
     from vargface.checkpoint import load_checkpoint
-    from vargface.graph import rewrite
+    from vargface.graph import attribute, rewrite
     from vargface.runtime import mx
 
     def repaired(place, write):
@@ -72,7 +72,7 @@ def mxnets_own_export(model: str, out: Path) -> None:
     attributes = symbol.attr_dict()
     params = {**checkpoint.args, **checkpoint.auxs}
     for name in params:
-        if name.endswith("_gamma") and attributes.get(name, {}).get("fix_gamma") == "True":
+        if name.endswith("_gamma") and attribute(attributes.get(name, {}), "fix_gamma", False):
             params[name] = mx.nd.ones_like(params[name])
     shapes = {"in_shapes": [(1, 3, 112, 112)], "dynamic": True, "dynamic_input_shapes": [("N", 3, 112, 112)]}
     mx.onnx.export_model(symbol, params, in_types="float32", onnx_file_path=str(out), **shapes)

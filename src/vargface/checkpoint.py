@@ -12,6 +12,7 @@ import numpy as np
 
 from vargface.errors import InputError
 from vargface.files import digest, whole_file
+from vargface.graph import attribute
 from vargface.runtime import mx
 
 __all__ = [
@@ -211,7 +212,7 @@ def save_checkpoint(prefix: str | Path, epoch: int, symbol: mx.sym.Symbol, args:
     for name in own_args:
         # a fixed gamma is 1 whatever its array holds (weight decay shrinks it), but not every consumer knows
         # (MXNet gives a node's attributes to all its variables, beta too)
-        if name.endswith("_gamma") and attributes.get(name, {}).get("fix_gamma") == "True":
+        if name.endswith("_gamma") and attribute(attributes.get(name, {}), "fix_gamma", False):
             own_args[name] = mx.nd.ones_like(own_args[name])
     write_params(prefix.with_name(f"{prefix.name}-{epoch:04d}.params"), tagged(own_args, own_auxs))
     return f"{prefix},{epoch}"

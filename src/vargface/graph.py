@@ -6,12 +6,14 @@ and what was trained in a rewritten graph is saved with the original one.
 
 from __future__ import annotations
 
+import ast
 import json
+from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple, Optional
 
 from vargface.runtime import mx
 
-__all__ = ["Place", "Writer", "inference_form", "rewrite", "training_form"]
+__all__ = ["Place", "Writer", "attribute", "inference_form", "rewrite", "training_form"]
 
 # a node's output in MXNet's JSON: [node, output, version]
 Entry = list
@@ -43,6 +45,22 @@ class Writer:
 
 
 Rule = Callable[[Place, Writer], Optional[Entry]]
+
+
+def attribute(attrs: Mapping[str, str], key: str, default: Any = None) -> Any:
+    """Return attribute `key` of a node as Python's value: (3, 3), 8, True, "prelu".
+
+    As MXNet reads them: true and false in any case, or 1 and 0.
+    """
+    text = attrs.get(key)
+    if text is None:
+        return default
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def rewrite(symbol: mx.sym.Symbol, rules: list[Rule], image_size: tuple[int, int] = (112, 112)) -> mx.sym.Symbol:
@@ -141,7 +159,7 @@ def _image_prelu(place: Place, write: Writer) -> Entry | None:
 def _global_average(place: Place, write: Writer) -> Entry | None:
     """Global average pooling as sum pooling and a factor: MKLDNN's backward of the average is its slow reference."""
     attrs = place.attrs
-    if place.op != "Pooling" or attrs.get("global_pool") not in ("True", "1") or attrs.get("pool_type") != "avg":
+    if place.op != "Pooling" or not attribute(attrs, "global_pool", False) or attrs.get("pool_type") != "avg":
         return None
     *_, height, width = place.shapes[0]
     total = write("Pooling", f"{place.name}_sum", place.inputs, **{**attrs, "pool_type": "sum"})
@@ -165,7 +183,7 @@ def _channel_scale(place: Place, write: Writer) -> Entry | None:
 
 def _flat_dense(place: Place, write: Writer) -> Entry | None:
     """FullyConnected on (N, C, H, W) behind a Flatten: without it MXNet 1.9.1 may raise at the second forward pass."""
-    if place.op != "FullyConnected" or len(place.shapes[0]) != 4 or place.attrs.get("flatten") in ("False", "0"):
+    if place.op != "FullyConnected" or len(place.shapes[0]) != 4 or not attribute(place.attrs, "flatten", True):
         return None
     flat = write("Flatten", f"{place.name}_flat", place.inputs[:1])
     return write(place.op, place.name, [flat, *place.inputs[1:]], **place.attrs)

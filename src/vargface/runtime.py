@@ -18,7 +18,7 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ __all__ = [
     "cores",
     "flavours",
     "is_thread_count",
+    "leave_threads_to_workers",
     "machine",
     "mx",
     "prepare_for_embedding",
@@ -219,7 +220,7 @@ def _mxnet() -> ModuleType:
         # without it MXNet's operators run at one thread's speed; with more threads than cores they wait for each other
         os.environ["OMP_NUM_THREADS"] = str(cores())
     _restore_numpy_names()
-    _leave_threads_to_workers()
+    leave_threads_to_workers()
     try:
         if "mxnet-cu112" in installed:
             cuda.preload()
@@ -287,11 +288,20 @@ def _restore_numpy_names() -> None:
             setattr(np, name, kind)
 
 
-def _leave_threads_to_workers() -> None:
+def leave_threads_to_workers() -> None:
     """Keep this thread from starting OpenMP threads of its own beside those of MXNet's workers, which do all the work.
 
     It would for a large copy, once, at loading. From then on GNU's OpenMP counts more threads than cores and lets them
-    sleep between two operators instead of waiting: with two threads a face then takes twice as long.
+    sleep between two operators instead of waiting: with two threads a face then takes twice as long. OpenMP keeps a
+    number for each thread, so every one that makes or runs a network calls this.
     """
-    with contextlib.suppress(OSError, AttributeError):  # a build of MXNet with another OpenMP
-        ctypes.CDLL("libgomp.so.1").omp_set_num_threads(1)
+    _openmp_threads()(1)
+
+
+@functools.lru_cache(maxsize=None)
+def _openmp_threads() -> Callable[[int], Any]:
+    """Return what sets the OpenMP threads of the thread that calls it."""
+    try:
+        return ctypes.CDLL("libgomp.so.1").omp_set_num_threads
+    except (OSError, AttributeError):  # a build of MXNet with another OpenMP
+        return lambda number: None

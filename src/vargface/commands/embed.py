@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -36,7 +35,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--on-error",
         choices=("stop", "zero"),
         default="stop",
-        help="for faces that cannot be read or have another size",
+        help="for faces that cannot be read, have another size or landmarks that are no face's: stop, or a row of zeros",
     )
     embed.add_argument(
         "faces",
@@ -49,7 +48,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def _embed(arguments: argparse.Namespace) -> None:
     runtime.prepare_for_embedding()
-    from vargface.deploy.embedder import Embedder, find_faces
+    from vargface.deploy.embedder import Embedder
+    from vargface.deploy.face_files import find_faces
 
     check_out(arguments.out, ".npy", "embeddings are a numpy array")
     names = f"{arguments.out}.txt"
@@ -77,10 +77,10 @@ def _embed(arguments: argparse.Namespace) -> None:
 def _check_no_source(written: str, sources: Sequence[str]) -> None:
     """Raise InputError where the file that is to be `written` is one of `sources`."""
     for source in sources:
-        if Path(written).exists() and Path(source).exists() and os.path.samefile(written, source):
+        if os.path.exists(written) and os.path.exists(source) and os.path.samefile(written, source):
             raise InputError(f"{source}: would be written over by {written} - give --out another name")
 
 
 def _one_line(name: str) -> str:
-    """Return `name`, a line break in it as the two characters that stand for it."""
-    return name.replace("\n", r"\n")
+    r"""Return `name`, what would break the line in it as Python writes it: \n, \r, \x85, \u2028."""
+    return "".join(repr(letter)[1:-1] if letter.splitlines() == [""] else letter for letter in name)

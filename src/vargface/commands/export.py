@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,6 +12,8 @@ from vargface.commands import add_command, check_out
 from vargface.errors import InputError
 
 __all__ = ["add_to"]
+
+logger = logging.getLogger(__name__)
 
 KIND = "an exported network is an ONNX file"
 
@@ -66,7 +69,7 @@ def _onnx(arguments: argparse.Namespace) -> None:
 
 def _int8(arguments: argparse.Namespace) -> None:
     from vargface.checkpoint import load_checkpoint
-    from vargface.deploy.int8 import calibration_faces, export_int8
+    from vargface.deploy.int8 import FEW, LEAST_COSINE, calibration_faces, export_int8
     from vargface.deploy.network import fold
     from vargface.deploy.onnx_file import OPSET
 
@@ -75,7 +78,13 @@ def _int8(arguments: argparse.Namespace) -> None:
         raise InputError(f"--images {arguments.images}: must be at least 1")
     network = fold(load_checkpoint(arguments.model))
     faces = calibration_faces(arguments.calibrate, arguments.images, resize=arguments.resize)
+    if len(faces) < FEW:
+        logger.warning("calibrated on %d faces only - give %d or more, better 256", len(faces), FEW)
     with tqdm(total=len(faces), unit="img", desc="calibrate", leave=False, disable=None) as bar:
-        export_int8(network, arguments.out, faces, vnni=arguments.vnni, on_face=bar.update)
+        cosines = export_int8(network, arguments.out, faces, vnni=arguments.vnni, on_face=bar.update)
     size = Path(arguments.out).stat().st_size
     print(f"{arguments.out}: {size:,} bytes, opset {OPSET}, calibrated on {len(faces)} faces")
+    print(f"cosine to the float network, {len(cosines)} of them: mean {cosines.mean():.3f}, least {cosines.min():.3f}")
+    if cosines.mean() < LEAST_COSINE:
+        advice = "calibrate on more faces, like those it will see; measure it, or take `export onnx`"
+        logger.warning("%s: far from the float network - %s", arguments.out, advice)

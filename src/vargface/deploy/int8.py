@@ -19,27 +19,35 @@ import numpy as np
 
 from vargface.data.packs import Pack, read_pack
 from vargface.data.records import FaceRecords
-from vargface.deploy.embedder import Face, find_faces
+from vargface.deploy.face_files import Face, find_faces, paths_of
 from vargface.deploy.network import INPUT, Network
 from vargface.deploy.onnx_file import export_onnx
 from vargface.errors import InputError
 from vargface.files import whole_file
+from vargface.inference import unit
 from vargface.packages import require
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["calibration_faces", "export_int8"]
+__all__ = ["FEW", "LEAST_COSINE", "calibration_faces", "export_int8"]
+
+# with fewer faces to calibrate on, or a mean cosine to the float network below this, a file is not to be trusted
+FEW, LEAST_COSINE = 64, 0.9
+# of the faces, so many are compared
+COMPARED = 32
 
 
-def calibration_faces(sources: Sequence[str | Path], number: int, *, resize: bool = False) -> np.ndarray:
+def calibration_faces(
+    sources: str | Path | Sequence[str | Path], number: int, *, resize: bool = False
+) -> np.ndarray:
     """Return `number` aligned faces (n, 3, 112, 112) uint8, evenly spread over `sources`, all if those hold fewer.
 
-    A source is a verification pack (.bin), a training folder (with train.rec) or what `embedder.find_faces` takes;
-    resize: as `embedder.Face.pixels` has it. Raises InputError as those do, and where there is no face.
+    A source is a verification pack (.bin), a training folder (with train.rec) or what `face_files.find_faces` takes;
+    resize: as `face_files.Face.pixels` has it. Raises InputError as those do, and where there is no face.
     """
     readers: list[Callable[[], np.ndarray]] = []
-    for source in map(Path, sources):
+    for source in paths_of(sources):
         if source.suffix == ".bin":
             pack = read_pack(source)
             readers += [functools.partial(_of_pack, pack, row) for row in range(len(pack.images))]
@@ -49,7 +57,7 @@ def calibration_faces(sources: Sequence[str | Path], number: int, *, resize: boo
         else:
             readers += [functools.partial(_of_file, face, resize) for face in find_faces([source])]
     if not readers:
-        raise InputError(f"{', '.join(map(str, sources))}: no face to calibrate on")
+        raise InputError(f"{', '.join(map(str, paths_of(sources)))}: no face to calibrate on")
     chosen = np.linspace(0, len(readers) - 1, min(number, len(readers))).round().astype(int)
     return np.stack([readers[row]() for row in chosen])
 
@@ -74,9 +82,10 @@ def export_int8(
     *,
     vnni: bool = False,
     on_face: Callable[[int], object] | None = None,
-) -> None:
+) -> np.ndarray:
     """Write `network` to `path` quantised to 8 bits, calibrated on `faces` (n, 3, 112, 112), RGB 0..255.
 
+    Return the cosines (at most 32,) of its embeddings of some of these faces, spread over all, to the float network's.
     An activation's range is the mean over faces of its smallest and largest value: the extremes over all faces would
     spend the 8 bits on a few of them. vnni: weights of 8 bits, not 7, for x86 CPUs with VNNI alone: the others add two
     products in 16 bits, which then saturate. on_face: called with 1 for each. Raises InputError where onnxruntime is
@@ -119,8 +128,17 @@ def export_int8(
         _preprocessing_first(model.graph)
         _short_names(model.graph)
         onnx.checker.check_model(model)
+        some = faces[np.unique(np.linspace(0, len(faces) - 1, COMPARED).round().astype(int))]
+        exact, ours = (_embeddings(source, some) for source in (str(float_file), model.SerializeToString()))
         with whole_file(path) as file:
             file.write(model.SerializeToString())
+    return (unit(exact) * unit(ours)).sum(axis=1)
+
+
+def _embeddings(model: str | bytes, faces: np.ndarray) -> np.ndarray:
+    """Return the embeddings (n, D) that ONNX Runtime gives of `faces` by a file, or what is in one."""
+    session = require("onnxruntime", "an int8 file").InferenceSession(model, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {INPUT: face[None].astype(np.float32)})[0] for face in faces])
 
 
 def _preprocessing_first(graph: onnx.GraphProto) -> None:
@@ -160,8 +178,9 @@ def _short_names(graph: onnx.GraphProto) -> None:
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
     """Keep the quantiser's advice to optimise the model first, which is done, from the log."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -5,7 +5,6 @@ Both targets are made from it, the graph that MXNet runs (`fast_form.py`) and th
 
 from __future__ import annotations
 
-import ast
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vargface.checkpoint import Checkpoint
+from vargface.graph import attribute
 from vargface.runtime import mx
 
 __all__ = ["INPUT", "Layer", "Network", "fold"]
@@ -40,14 +40,8 @@ class Layer:
     inputs: tuple[str, ...]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return attribute `key` as Python's value: (3, 3), 8, True, "prelu"."""
-        text = self.attrs.get(key)
-        if text is None:
-            return default
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
+        """Return attribute `key` as Python's value (`graph.attribute`)."""
+        return attribute(self.attrs, key, default)
 
 
 @dataclass(frozen=True)
