@@ -15,21 +15,27 @@ float original say; also the mean cosine of its embedding of a face to the first
 from __future__ import annotations
 
 import argparse
+import sys
 
 import numpy as np
 
 from vargface.data.packs import Pack
 from vargface.data.records import FaceRecords
 from vargface.deploy.embedder import Embedder
+from vargface.errors import InputError
 from vargface.inference import unit
 from vargface.teachers.onnx_network import OnnxNetwork
 
 # the different pairs that a threshold lets in at least
 LEAST_ACCEPTED = 10
+FARS = (1e-2, 1e-3, 1e-4, 1e-5)
 
 
 def faces_of(folder: str, people: int, each: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first `each` faces of so many people (n, 3, 112, 112) uint8, and whose they are (n,)."""
+    """Return the first `each` faces of so many people (n, 3, 112, 112) uint8, and whose they are (n,).
+
+    Raises InputError where they give too few pairs of different people to tell a threshold by.
+    """
     records = FaceRecords(folder)
     of: dict[int, list[bytes]] = {}
     chosen: dict[int, list[bytes]] = {}
@@ -42,6 +48,10 @@ def faces_of(folder: str, people: int, each: int) -> tuple[np.ndarray, np.ndarra
             chosen[int(label)] = found
         if len(chosen) == people:
             break
+    different = len(chosen) * (len(chosen) - 1) // 2 * each**2
+    if different * max(FARS) < LEAST_ACCEPTED:
+        few = f"{different:,} pairs of different people, {each} faces each of {len(chosen)}, tell no threshold"
+        raise InputError(f"{folder}: {few} - {LEAST_ACCEPTED / max(FARS):,.0f} do; give more people, or another --each")
     images = [image for some in chosen.values() for image in some]
     faces = Pack(folder, images, np.empty(0, bool)).decode(0, len(images))
     return faces, np.repeat(list(chosen), each)
@@ -54,8 +64,8 @@ def embeddings(model: str, faces: np.ndarray, flip: bool) -> np.ndarray:
     return unit(found + network(np.ascontiguousarray(faces[..., ::-1])) if flip else found)
 
 
-def main() -> None:
-    """Print the thresholds."""
+def main() -> int:
+    """Print the thresholds and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, metavar="PREFIX,EPOCH|FILE.onnx")
     parser.add_argument("--gallery", metavar="PREFIX,EPOCH|FILE.onnx", help="another model for a pair's second face")
@@ -64,10 +74,24 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=1000, help="so many people at most (default 1000)")
     parser.add_argument("data", metavar="DATA")
     options = parser.parse_args()
+    try:
+        judge(options)
+    except InputError as error:
+        print(f"cross_pairs.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
+
+def judge(options: argparse.Namespace) -> None:
+    """Print the table. Raises InputError for data and models that give none."""
+    if options.each < 2:
+        raise InputError(f"--each {options.each}: must be 2 or more - one face alone is no pair of the same person")
     faces, who = faces_of(options.data, options.people, options.each)
     first = embeddings(options.model, faces, not options.no_flip)
     second = embeddings(options.gallery, faces, not options.no_flip) if options.gallery else first
+    if first.shape != second.shape:
+        sizes = f"of {first.shape[1]} and {second.shape[1]} numbers"
+        raise InputError(f"--gallery {options.gallery}: embeddings {sizes} cannot be compared")
     cosines, one = first @ second.T, who[:, None] == who
     # with two models a pair of faces is two pairs: either may be the one in the gallery
     once = ~np.eye(len(who), dtype=bool) if options.gallery else np.triu(np.ones(one.shape, bool), 1)
@@ -80,7 +104,7 @@ def main() -> None:
         print(f"a face by both models: mean cosine {own.mean():.3f}, least {own.min():.3f}")
     print(f"pairs the same: mean cosine {same.mean():.3f}")
     print(f"{'FAR':>6} {'cosine':>7} {'TAR %':>6} {'let in':>7}")
-    for far in (1e-2, 1e-3, 1e-4, 1e-5):
+    for far in FARS:
         accepted = int(far * len(different))
         if accepted >= LEAST_ACCEPTED:
             threshold = different[accepted]
@@ -88,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

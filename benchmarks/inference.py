@@ -14,7 +14,7 @@ interpreter of an environment with `torch` is named: eager, and compiled by it.
 Every way runs in a process of its own; they take turns, a pass each round. A figure is the median over rounds, `ratio`
 is to the first way. --cpu-time counts seconds of CPU instead of the clock's: on one thread they are the same on a quiet
 machine, and still fair on a busy one. Memory is the process's largest, load the time from the import of the package to
-the first embedding. --files keeps the exported files for the next call.
+the first embedding. --files keeps the exported files for the next call, of the same model.
 """
 
 from __future__ import annotations
@@ -32,11 +32,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vargface.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
 
 # what PyTorch's worker reads
 GRAPH, WEIGHTS = "graph.json", "weights.npz"
+# whose the exported files are
+WHOSE = "model.txt"
 # way -> environment that differs from MXNet's own; {threads} is the number asked for
 WAYS = {
     "Module": {"OMP_NUM_THREADS": "{threads}"},
@@ -224,8 +228,14 @@ def main() -> None:
     ways = [way for way in options.only if not any(word in way for word in lacking)]
     with tempfile.TemporaryDirectory() as temporary:
         files = options.files or Path(temporary)
-        options.model = options.model or random_model(files)
-        export(ways, options, files)
+        files.mkdir(parents=True, exist_ok=True)
+        try:
+            options.model = options.model or random_model(files)
+            check_whose(files, options.model)
+            export(ways, options, files)
+        except InputError as error:
+            print(f"inference.py: error: {error}", file=sys.stderr)
+            sys.exit(2)
         print(f"{'batch':>5} {'threads':>7}  {'way':<34} {'img/s':>6} {'ratio':>6} {'MB':>6} {'load s':>6}")
         for threads in options.threads:
             for batch in options.batch:
@@ -243,11 +253,13 @@ def main() -> None:
 
 
 def random_model(files: Path) -> str:
-    """Write a VarGFaceNet of random weights and return its PREFIX,EPOCH."""
+    """Write a VarGFaceNet of random weights, if none is there, and return its PREFIX,EPOCH."""
     from vargface.checkpoint import save_checkpoint
     from vargface.runtime import mx
     from vargface.symbols import vargfacenet
 
+    if (files / "random-0000.params").is_file():
+        return f"{files / 'random'},0"
     symbol = vargfacenet.get_symbol()
     module = mx.mod.Module(symbol, label_names=None)
     module.bind([("data", (1, 3, 112, 112))], for_training=False)
@@ -267,6 +279,16 @@ def for_torch(model: str, files: Path) -> None:
     arrays = {name: value.asnumpy() for name, value in {**checkpoint.args, **checkpoint.auxs}.items()}
     (files / GRAPH).write_text(checkpoint.symbol.tojson())
     np.savez(files / WEIGHTS, **arrays, image=image, embedding=FrozenNetwork(checkpoint, 1)(image))
+
+
+def check_whose(files: Path, model: str) -> None:
+    """Write down that `files` are those of `model`. Raises InputError where they are another's."""
+    from vargface.checkpoint import model_digest
+
+    whose = model_digest(model)
+    if (files / WHOSE).is_file() and (files / WHOSE).read_text() != whose:
+        raise InputError(f"{files}: holds files exported from another model - name another folder, or remove it")
+    (files / WHOSE).write_text(whose)
 
 
 def export(ways: list[str], options: argparse.Namespace, files: Path) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from test_graph import NETWORKS, random_values
+from test_graph import NETWORKS, in_other_words, random_values
 
 from vargface.checkpoint import Checkpoint
 from vargface.deploy import fast_form as fast
@@ -48,6 +48,16 @@ def test_every_form_gives_what_the_checkpoint_gives(network, block):
     folded = fold(checkpoint)
     assert_same(FrozenNetwork(folded.checkpoint(), len(images))(images), expected)
     assert_same(FrozenNetwork(fast_form(folded, block), len(images))(images), expected)
+
+
+@every_network
+@pytest.mark.parametrize("words", [("true", "false"), ("1", "0")])
+def test_true_and_false_in_other_words(network, words):
+    """A gamma that is not fixed was folded as if it were, and the embeddings were of nobody."""
+    checkpoint, images = of_symbol(in_other_words(NETWORKS[network](), *words))
+    expected = native(checkpoint, images)
+    assert_same(FrozenNetwork(checkpoint, len(images))(images), expected)
+    assert_same(FrozenNetwork(fold(checkpoint).checkpoint(), len(images))(images), expected)
 
 
 @every_network

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from vargface.graph import inference_form, rewrite, training_form
+from vargface.graph import attribute, inference_form, rewrite, training_form
 from vargface.runtime import mx
 from vargface.symbols import mobilefacenet, resnet, vargfacenet
 from vargface.symbols.layers import embedding_layer
@@ -33,6 +33,13 @@ NETWORKS = {
     "mobilefacenet-y2": lambda: beginning(mobilefacenet.get_symbol("y2"), "_plus0"),
 }
 every_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+def in_other_words(symbol, true: str, false: str):
+    """Return `symbol` with other words for "True" and "False", which MXNet takes in any case and as numbers."""
+    words = symbol.tojson().replace('"True"', f'"{true}"').replace('"False"', f'"{false}"')
+    assert words != symbol.tojson()
+    return mx.sym.load_json(words)
 
 
 def kind_of(symbol, name: str) -> str:
@@ -368,3 +375,20 @@ def test_the_training_forms_prelu_has_the_right_gradients(case):
     ours, of_data = executor_gradients(training_form(native), slopes, images, weights)
     np.testing.assert_allclose(ours, slope_gradient, rtol=1e-4, atol=1e-2)
     np.testing.assert_allclose(of_data, data_gradient, atol=1e-5)
+
+
+def test_attributes_as_mxnet_reads_them():
+    read = {"True": True, "true": True, "TRUE": True, "1": 1, "False": False, "false": False, "0": 0, "(3, 3)": (3, 3)}
+    for text, value in {**read, "prelu": "prelu", "1e-05": 1e-5}.items():
+        assert attribute({"key": text}, "key") == value
+    assert attribute({}, "key", 8) == 8
+
+
+@every_network
+@pytest.mark.parametrize("words", [("true", "false"), ("1", "0")])
+def test_true_and_false_in_other_words(network, words):
+    symbol = NETWORKS[network]()
+    other = in_other_words(symbol, *words)
+    for form in (training_form, inference_form):
+        ops = [[node["op"] for node in json.loads(form(given).tojson())["nodes"]] for given in (symbol, other)]
+        assert ops[0] == ops[1]

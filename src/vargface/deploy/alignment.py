@@ -29,7 +29,7 @@ MISTAKEN = np.argsort(
 )  # fmt: skip
 # The least likeness to a view, and by how much another order may be more like one. With an error of 5 pixels (standard
 # deviation, in a face of 112) one face in 1,000 is refused, turned by up to 45 degrees, and one in 200 from any side
-# (tests/test_alignment.py). Turned by up to 45 degrees, faces in a wrong order are: in profile left and right are one.
+# (tests/test_alignment.py). Faces in a wrong order are, if turned by up to 30: in profile left and right are one.
 LEAST_LIKE, MORE_LIKE = 0.72, 0.15
 # Of 1, five points on a line, which may be as like as 0.81. Here the spread across is a tenth of that along it.
 MOST_STRAIGHT = 0.98
