@@ -128,7 +128,8 @@ def test_landmarks_found_with_a_large_error_are_a_faces(poses, error, most):
 
 
 @pytest.mark.parametrize("order", [
-    [1, 0, 2, 4, 3], [1, 0, 2, 3, 4], [0, 1, 2, 4, 3], [3, 4, 2, 0, 1], [4, 3, 2, 0, 1], [2, 0, 1, 3, 4], [0, 1, 3, 4, 2],
+    [1, 0, 2, 4, 3], [1, 0, 2, 3, 4], [0, 1, 2, 4, 3], [3, 4, 2, 0, 1], [4, 3, 2, 0, 1], [3, 4, 2, 1, 0],
+    [2, 0, 1, 3, 4], [0, 1, 3, 4, 2],
 ])  # fmt: skip
 def test_a_wrong_order_is_found_in_faces_that_are_turned(order):
     """By up to 30 degrees; landmarks found with an error of 2 pixels, nearly always."""

@@ -213,8 +213,8 @@ def test_of_a_photos_faces_one_that_is_none_is_named_or_a_row_of_zeros(model, fa
     assert not embedder.embed_photo(faces[0], landmarks[1:3], on_unusable=told.append).any()
 
 
-# A network with one array that is long enough for MXNet to copy it with several threads. Embeds in the main thread or in
-# another and prints how many threads there are, without that other one, and how many OpenMP would start in it.
+# Embeds in the main thread or in another and prints how many threads there are, without that other one, and how many
+# OpenMP would start in it.
 COUNTED = """
 import ctypes, os, sys, threading
 import numpy as np
@@ -234,6 +234,7 @@ else:
 
 def test_an_embedder_of_another_python_thread_starts_no_more_threads(tmp_path):
     """It had a pool of its own beside MXNet's, which makes one face take twice as long."""
+    # one array of it is long enough for MXNet to copy it with several threads
     data = mx.sym.Pooling(mx.sym.Variable("data"), kernel=(4, 4), stride=(4, 4), pool_type="avg", name="coarse")
     symbol = mx.sym.FullyConnected(mx.sym.Flatten(data), num_hidden=128, name="fc1")
     model = save_checkpoint(tmp_path / "dense", 0, symbol, *tiny.weights(symbol))

@@ -23,6 +23,7 @@ from vargface.deploy.embedder import Embedder
 from vargface.deploy.network import fold
 from vargface.inference import FrozenNetwork, unit
 from vargface.runtime import mx
+from vargface.teachers.onnx_network import OnnxNetwork
 from vargface.training import fit
 
 
@@ -200,6 +201,30 @@ def test_real_networks_on_real_faces_in_todays(real_models, real_photos, tmp_pat
         assert found > 0.99999
         assert apart < 1e-4
         assert aligned > 0.9999
+
+
+def test_an_int8_file_in_todays(real_models, real_photos, tmp_path):
+    """`insightface` feeds it as it feeds a float file: it gives what ONNX Runtime gives here."""
+    python = package("VARGFACE_INSIGHTFACE_NEW")
+    pytest.importorskip("onnx", reason="needs the extra 'export'")
+    from vargface.deploy.int8 import export_int8
+
+    photo = cv2.resize(rgb(real_photos[:1])[0], (300, 300))
+    cv2.imwrite(str(tmp_path / "photo.png"), photo[:, :, ::-1])
+    landmarks = (TEMPLATE * 300 / 112).astype(np.float32)
+    np.save(tmp_path / "points.npy", landmarks)
+    faces = rgb(real_photos).transpose(0, 3, 1, 2)
+    for model in real_models:
+        checkpoint = load_checkpoint(model)
+        export_int8(fold(checkpoint), tmp_path / "int8.onnx", faces)
+        arguments = [str(tmp_path / name) for name in ("int8.onnx", "photo.png", "points.npy")]
+        theirs = run(python, NEW, *arguments, *real_photos, str(tmp_path / "new.npy"))[:-1]
+        ours = OnnxNetwork(tmp_path / "int8.onnx")(faces)
+        same = cosines(theirs, np.concatenate([ours, ours])).min()
+        near = cosines(theirs[:16], FrozenNetwork(checkpoint, 8)(faces))
+        print(f"{model}: int8: to ours {same:.10f}; to float mean {near.mean():.3f}, least {near.min():.3f}")
+        assert same > 0.99999
+        assert near.mean() > 0.9
 
 
 def test_face_analysis_takes_the_file_as_its_recognition_model(tmp_path):

@@ -35,7 +35,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--on-error",
         choices=("stop", "zero"),
         default="stop",
-        help="for faces that cannot be read, have another size or landmarks that are no face's: stop, or a row of zeros",
+        help="for images that cannot be read, have another size or landmarks of no face: stop, or a row of zeros",
     )
     embed.add_argument(
         "faces",

@@ -61,7 +61,7 @@ def similarity(landmarks: np.ndarray) -> np.ndarray:
 
 
 def _shape(points: np.ndarray) -> np.ndarray:
-    """Return `points` (..., 5, 2) as complex numbers (..., 5), centred, of unit norm: what is left is turn and shape."""
+    """Return `points` (..., 5, 2) as complex numbers (..., 5), centred, of unit norm: left are turn and shape."""
     centred = points @ (1, 1j)
     centred = centred - centred.mean(axis=-1, keepdims=True)
     return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)

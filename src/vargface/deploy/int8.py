@@ -38,9 +38,7 @@ FEW, LEAST_COSINE = 64, 0.9
 COMPARED = 32
 
 
-def calibration_faces(
-    sources: str | Path | Sequence[str | Path], number: int, *, resize: bool = False
-) -> np.ndarray:
+def calibration_faces(sources: str | Path | Sequence[str | Path], number: int, *, resize: bool = False) -> np.ndarray:
     """Return `number` aligned faces (n, 3, 112, 112) uint8, evenly spread over `sources`, all if those hold fewer.
 
     A source is a verification pack (.bin), a training folder (with train.rec) or what `face_files.find_faces` takes;
