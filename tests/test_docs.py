@@ -30,6 +30,7 @@ SHORTER = {
     "--min-images 5": "--min-images 2",
     "--pairs 600": "--pairs 6",
     "--calibrate ../shared/faces/real-mini": "--calibrate faces_ms1m-retinaface",
+    "--model ../shared/faces/insightface-y1/model,0": "--model y1/model,0",
     "data=... teacher=... out=...": "data=ms1m teacher=r100/model,0 out=runs/dots",
     "../shared/faces/real-mini/mini_ff.bin ../shared/faces/real-mini/mini_fp.bin": "lfw.bin",
 }
