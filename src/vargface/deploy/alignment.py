@@ -27,9 +27,9 @@ MISTAKEN = np.argsort(
     [(1, 0, 2, 4, 3), (1, 0, 2, 3, 4), (0, 1, 2, 4, 3), (3, 4, 2, 0, 1), (4, 3, 2, 0, 1), (3, 4, 2, 1, 0),
      (2, 0, 1, 3, 4), (0, 1, 3, 4, 2)], axis=1
 )  # fmt: skip
-# The least likeness to a view, and by how much another order may be more like one. With an error of 5 pixels (standard
-# deviation, in a face of 112) one face in 1,000 is refused, turned by up to 45 degrees, and one in 200 from any side
-# (tests/test_alignment.py). Faces in a wrong order are, if turned by up to 30: in profile left and right are one.
+# The least likeness to a view, and by how much another order may be more like one. Of faces found with an error of 5
+# pixels (standard deviation, of 112) at most one in 1,000 is refused if turned by up to 45 degrees, one in 200 from any
+# side (tests/test_alignment.py). A wrong order is, if turned by up to 30: in profile left and right are one.
 LEAST_LIKE, MORE_LIKE = 0.72, 0.15
 # Of 1, five points on a line, which may be as like as 0.81. Here the spread across is a tenth of that along it.
 MOST_STRAIGHT = 0.98
