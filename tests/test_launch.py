@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -39,6 +40,11 @@ if "worker" in getattr(sys, "orig_argv", ["worker"]):
     import tiny
     from vargface.training import plan
     plan.network_symbol = lambda recipe: tiny.network(norm=False)
+"""
+# the same, where a part of a table of class centres has so many bytes
+IN_PARTS = """
+    from vargface.training import centres
+    centres.PART_BYTES = {}
 """
 
 
@@ -110,11 +116,12 @@ KEYS = {"steps": 40, "schedule": "step", "lr_steps": "3,30", "lr": 0.05, "save_e
 
 
 @pytest.mark.slow
-def test_two_workers_learn_what_one_does(job, make, without_norm, tmp_path):
+def test_two_workers_of_two_contexts_learn_what_one_does(job, make, without_norm, tmp_path):
     keys = {**KEYS, "steps": 10, "log_every": 1, "verify_every": 10}
     (alone,) = train(make(**keys, batch_size=8, context="cpu", out=tmp_path / "alone"))
     out = tmp_path / "job"
-    code, table, err = end_of(job(**keys, out=out))
+    # an image a worker, context and part
+    code, table, err = end_of(job(**{**keys, "context": "cpu(0),cpu(1)"}, accumulate=2, out=out))
     assert code == 0 and "pairs %" in table, err
     close(tiny.state(RunFolder(out, alone.recipe)), tiny.state(alone))
     for name in ("lr", "margin_loss", "target_cosine"):
@@ -128,11 +135,14 @@ def test_two_workers_learn_what_one_does(job, make, without_norm, tmp_path):
 def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_job_is_stopped_and_goes_on_as_another(
     job, make, without_norm, tmp_path
 ):
-    """So the rate falls there, too: centres and momenta are those of one process, at a rate that falls twice."""
+    """So the rate falls there, too: centres and momenta are those of one process, at a rate that falls twice.
+
+    The table is in two parts of two rows there, and then of one.
+    """
     keys = {**KEYS, "class_share": 0.5, "batch_size": 2}
     (alone,) = train(make(**keys, context="cpu", out=tmp_path / "alone"))
-    out = tmp_path / "job"
-    process = job(**keys, out=out)
+    out, row = tmp_path / "job", 4 * tiny.DIMENSIONS
+    process = job(**keys, site=IN_PARTS.format(2 * row), out=out)
     wait_for(out / "state" / "00000010.json", process)
     process.send_signal(signal.SIGTERM)
     code, _, err = end_of(process)
@@ -141,7 +151,7 @@ def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_jo
     assert not (out / "result.json").exists(), "it was to be stopped on the way"
     # one worker of two contexts, on two servers that have a whole table or none: the batch is not theirs to change
     others = {"context": "cpu(0),cpu(1)", "kvstore": "dist_device_sync"}
-    code, _, err = end_of(job("-n 1 -s 2", 1_000_000, **{**keys, **others}, out=out))
+    code, _, err = end_of(job("-n 1 -s 2", 1_000_000, IN_PARTS.format(row), **{**keys, **others}, out=out))
     assert code == 0 and re.search(r"resumed at step \d+", err), err
     folder = RunFolder(out, alone.recipe)
     close(tiny.state(folder), tiny.state(alone))
@@ -185,20 +195,14 @@ def test_what_a_worker_refuses_ends_the_job_with_its_words(job, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_refused_job_leaves_nothing(job, tmp_path):
-    code, _, err = end_of(job("-n 2 -s 1", steps=2, batch_size=7, out=tmp_path / "runs" / "job"))
-    assert code == 2 and err.endswith(" - the job is ended, nothing was saved\n")
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow
-def test_a_job_whose_first_worker_cannot_save_ends_with_its_words(job, tmp_path):
-    """The others wait for it in MXNet, and MXNet's store, as it goes, for them."""
+def test_a_job_that_is_stopped_and_cannot_save_ends_with_the_words_of_who_could_not(job, tmp_path):
+    """The other worker has stopped by then, and MXNet's store, as it goes, would wait for it."""
     out = tmp_path / "job"
     process = job("-n 2 -s 1", steps=100_000, save_every=20, log_every=1000, out=out)
     wait_for(out / "state" / "00000020.json", process)
     (out / "state").rename(out / "kept")
     (out / "state").touch()
+    process.send_signal(signal.SIGTERM)
     code, _, err = end_of(process)
     assert code == 2
     assert re.search(r"error: worker 0 ended with exit code 2: .*state: cannot be made", err)
@@ -221,27 +225,142 @@ if "server" in getattr(sys, "orig_argv", []):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, due", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_workers_start_stops_the_job(job, number, due, tmp_path):
+def test_a_signal_while_workers_start_stops_the_job(job, tmp_path):
     out = tmp_path / "job"
     process = job("-n 2 -s 1", steps=100_000, out=out)
     wait_for(out / "logs" / "worker-1.log", process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     code, _, err = end_of(process)
-    assert code == due, err
+    assert code == 130, err
     assert "Traceback" not in err and err.endswith("vargface: stopped; nothing was saved\n")
     assert not members(out)
 
 
-def test_a_signal_while_the_first_members_start_stops_the_job(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_a_worker_that_is_told_of_sigterm_as_it_starts_ends(tmp_path):
+    command = [sys.executable, "-m", "vargface.member", "worker", "train", "base", f"out={tmp_path}/job"]
+    process = subprocess.run(command, input=b"TERM\n", capture_output=True, timeout=LONG)
+    assert process.returncode == 143 and b"Traceback" not in process.stderr
+
+
+# what stands in a member's place: waits to be ended, does so as it is asked to, or leaves with some words
+WAITS = "import sys\nfor line in sys.stdin:\n    if line == 'KILL\\n': break\n"
+STOPS = "import sys\nsys.stdin.readline()\nsys.exit(143)\n"
+FAILS = "import sys, time\nsys.stdin.readline()\ntime.sleep(0.5)\nprint('disk full', file=sys.stderr)\nsys.exit(2)\n"
+BREAKS = "import sys, time\ntime.sleep(0.5)\nsys.exit('no memory')\n"
+SAYS = "import sys\nfor number in range(20_000):\n    print(number)\n    print(number, file=sys.stderr)\n"
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Has `launch` start Python programs in its members' place, by name; those without one wait for their end."""
+
+    def use(programs: dict[str, str], signals=()) -> None:
+        """signals: seconds and number of those that come once all members are there."""
+
+        def start(role, number, *_):
+            program = programs.get(f"{role} {number}", WAITS)
+            return jobs._Member(role, number, Host("", ""), [sys.executable, "-S", "-c", program], dict(os.environ))
+
+        def wait(*arguments):
+            for seconds, number in signals:
+                threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
+            return waited(*arguments)
+
+        waited = jobs._wait
+        monkeypatch.setattr(jobs, "_start", start)
+        monkeypatch.setattr(jobs, "_wait", wait)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    "programs, message, code",
+    [
+        ({"worker 0": FAILS, "worker 1": STOPS}, "worker 0 ended with exit code 2: disk full", 2),
+        ({"worker 1": STOPS, "server 0": BREAKS}, "server 0 ended with exit code 1: no memory", 1),
+    ],
+)
+def test_who_fails_while_a_job_stops_is_its_end(stand_ins, tmp_path, programs, message, code):
+    stand_ins(programs, [(0, signal.SIGTERM)])
+    with pytest.raises(Failure, match=message) as failed:
+        launch([], 2, 1, logs=tmp_path / "logs")
+    assert failed.value.code == code
+
+
+@pytest.mark.parametrize(
+    "stop_seconds, signals, code, least",
+    [
+        (1, [(0, signal.SIGTERM)], 143, 1),
+        # timeout(1)'s two, and one later
+        (600, [(0, signal.SIGTERM), (0.1, signal.SIGTERM), (1.5, signal.SIGTERM)], 143, 1.5),
+        (600, [(0, signal.SIGINT), (0.3, signal.SIGINT)], 130, 0.3),
+    ],
+)
+def test_workers_that_do_not_end_at_a_signal_are_ended(
+    stand_ins, monkeypatch, caplog, tmp_path, stop_seconds, signals, code, least
+):
+    monkeypatch.setattr(jobs, "STOP_SECONDS", stop_seconds)
+    monkeypatch.setattr(jobs, "AGAIN_SECONDS", 1)
+    stand_ins({}, signals)
+    began = time.monotonic()
+    with pytest.raises(Stopped) as stopped:
+        launch([], 2, 1, logs=tmp_path / "logs")
+    assert stopped.value.code == code and least <= time.monotonic() - began < 60
+    assert ("worker 0 has not ended in 1 s, and is ended" in caplog.text) == (stop_seconds == 1)
+
+
+def test_what_nobody_reads_stops_no_job(stand_ins, monkeypatch, tmp_path):
+    """More than a pipe holds, from both ends of it."""
+    read, write = os.pipe()
+    os.close(read)
+    stand_ins({"worker 0": SAYS})
+    with open(write, "w", closefd=False) as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        monkeypatch.setattr(sys, "stderr", gone)
+        launch([], 1, 1, logs=tmp_path)
+        monkeypatch.undo()
+        # what is left in it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+    said = (tmp_path / "worker-0.log").read_text().split()
+    assert sorted(map(int, said)) == sorted([*range(20_000)] * 2)
+
+
+def test_a_log_that_cannot_be_written_stops_no_job(stand_ins, capsys, caplog, tmp_path):
+    (tmp_path / "worker-0.log").symlink_to("/dev/full")
+    stand_ins({"worker 0": SAYS})
+    launch([], 1, 1, logs=tmp_path)
+    out, err = capsys.readouterr()
+    assert out.split() == list(map(str, range(20_000))) and "[worker 0] 19999" in err
+    told = [record.message for record in caplog.records]
+    assert set(told) == {
+        f"{tmp_path}/worker-0.log: cannot be written (No space left on device), and lacks some of what worker 0 says"
+    }
+    assert len(told) <= 2, "once for each of its outputs"
+    (tmp_path / "server-0.log").unlink()
+    (tmp_path / "server-0.log").mkdir()
+    with pytest.raises(InputError, match="server-0.log: cannot be written"):
+        launch([], 1, 1, logs=tmp_path)
+
+
+def test_a_refused_job_leaves_nothing(stand_ins, capsys, tmp_path):
+    stand_ins({"worker 0": FAILS.replace("sys.stdin.readline()", "")})
+    assert main(["launch", "-n", "1", "--", "train", "base", f"out={tmp_path}/runs/job"]) == 2
+    assert capsys.readouterr().err.endswith("exit code 2: disk full - the job is ended, nothing was saved\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_signal_while_the_first_members_start_stops_the_job(stand_ins, monkeypatch, tmp_path):
     """Those that are to come would not have heard of it."""
     started = []
 
-    def start(role, number, *_):
+    def start(role, *arguments):
         started.append(role)
         signal.raise_signal(signal.SIGTERM)
-        return jobs._Member(role, number, Host("", ""), [sys.executable, "-c", "input()"], dict(os.environ))
+        return first(role, *arguments)
 
+    stand_ins({})
+    first = jobs._start
     monkeypatch.setattr(jobs, "_start", start)
     with pytest.raises(Stopped) as stopped:
         launch([], 2, 2, logs=tmp_path / "logs")
@@ -318,8 +437,14 @@ def test_what_is_not_for_several_processes_is_refused(make, capsys, tmp_path):
 
 def test_hosts(tmp_path):
     file = tmp_path / "hosts"
-    file.write_text("localhost\n\nb 10.0.0.2 # the second\n")
-    assert read_hosts(file) == [Host("localhost", "127.0.0.1"), Host("b", "10.0.0.2")]
+    file.write_text("localhost\n\nb 127.0.0.1 # itself, too\n")
+    assert read_hosts(file) == [Host("localhost", "127.0.0.1"), Host("b", "127.0.0.1")]
+    file.write_text("a 10.0.0.1\nb.lan b\n")
+    assert read_hosts(file) == [Host("a", "10.0.0.1"), Host("b.lan", "b")]
+    for own in ("127.0.1.1", "::1", "localhost"):
+        file.write_text(f"a 10.0.0.1\nb {own}\n")
+        with pytest.raises(InputError, match=f"b has the address {own}, .* the others reach it: b ADDRESS"):
+            read_hosts(file)
     file.write_text("b 10.0.0.2 16\n")
     with pytest.raises(InputError, match=r"'b 10.0.0.2 16' - a line is NAME \[ADDRESS\], no more"):
         read_hosts(file)
@@ -344,6 +469,19 @@ def test_the_team_of_one_sums_nothing_and_hears_itself():
     assert team.agreed(3, 2**30) == [3, 2**30]
     team.note(stop=True, save=False)
     assert team.heard == {"stop"}
+
+
+def test_who_waits_for_the_others_says_so(monkeypatch, caplog):
+    from vargface.runtime import mx
+    from vargface.training import team
+
+    monkeypatch.setattr(team, "WAIT_SECONDS", 0.1)
+    monkeypatch.setenv("DMLC_NUM_SERVER", "3")
+    monkeypatch.setattr(mx.kv, "create", lambda kind: time.sleep(0.25))
+    Team("dist_sync", size=2).join()
+    time.sleep(0.15)
+    (first, second) = (record.message for record in caplog.records)
+    assert first == second == "waiting for others of the job: 2 workers and 3 servers are to come"
 
 
 def test_a_team_sums_over_contexts_and_workers():

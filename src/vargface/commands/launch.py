@@ -16,6 +16,9 @@ from vargface.files import locked_folder
 
 __all__ = ["add_to"]
 
+# a machine that is gone without a word ends the job in a minute
+SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+
 
 def add_to(commands: argparse._SubParsersAction) -> None:
     """Add the command to the command line."""
@@ -24,7 +27,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     launch.add_argument("-s", "--servers", type=whole(1, 1024), help="processes that sum gradients; default: as many")
     launch.add_argument("--hosts", metavar="FILE", help="machines, one a line: NAME [ADDRESS]; default: this one")
     launch.add_argument("--port", type=whole(1, 65535), help="of the scheduler; default: one that is free here")
-    launch.add_argument("--ssh", default="ssh -o BatchMode=yes", metavar="COMMAND", help="default: %(default)s")
+    launch.add_argument("--ssh", default=SSH, metavar="COMMAND", help="default: %(default)s")
     launch.add_argument("command", nargs="+", metavar="-- train RECIPE KEY=VALUE", help="as without `launch`")
     launch.epilog = (
         "example: vargface launch -n 2 -- train recipes/lfr_student.py data=ms1m teacher=r100/model,0 out=runs/lfr-2"
@@ -53,11 +56,10 @@ def _launch(arguments: argparse.Namespace) -> int:
     if not any(out.glob("**/state/*.json")):
         # other machines may have another disk
         goes_on = f"{goes_on}, if there is one" if hosts else "nothing was saved"
-    if isinstance(end, Stopped):
-        print(f"vargface: stopped; {goes_on}", file=sys.stderr)
-    else:
-        said = f"; {logs} has all that was said" if logs.exists() else ""
-        print(f"vargface: error: {end} - the job is ended, {goes_on}{said}", file=sys.stderr)
+    said = f"; {logs} has all that was said" if logs.exists() else ""
+    error = f"error: {end} - the job is ended, {goes_on}{said}"
+    with contextlib.suppress(OSError):  # nobody takes it; the code says it
+        print(f"vargface: {f'stopped; {goes_on}' if isinstance(end, Stopped) else error}", file=sys.stderr)
     return end.code
 
 

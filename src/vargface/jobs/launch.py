@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import ipaddress
 import logging
+import math
 import os
 import queue
 import shlex
@@ -29,9 +31,11 @@ __all__ = ["Failure", "Host", "Stopped", "launch", "read_hosts"]
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-# seconds: for rank 0 to save once another worker has stopped; for the others to end once it has stopped; for what a
-# member said last to come
+# seconds: for rank 0 to save once a signal came or another worker has stopped; for the others to end once it has; for
+# what a member said last to come
 STOP_SECONDS, FOLLOW_SECONDS, LAST_WORDS_SECONDS = 600.0, 5.0, 5.0
+# seconds after the first SIGTERM from which another is none of timeout(1)'s, which sends it twice
+AGAIN_SECONDS = 10.0
 # what of this process's environment its members on other machines get too
 FORWARDED = ("MXNET_", "OMP_", "DNNL_", "PS_", "CUDA_")
 
@@ -63,7 +67,7 @@ class Host:
 def read_hosts(path: str | Path) -> list[Host]:
     """Return the machines of a file of lines NAME [ADDRESS]; without an address it is what the name resolves to.
 
-    Raises InputError where the file cannot be read, names none, or a name does not resolve.
+    Raises InputError where the file cannot be read, names none, a name does not resolve, or the others cannot reach it.
     """
     try:
         lines = [line.partition("#")[0].split() for line in Path(path).read_text().splitlines()]
@@ -79,7 +83,20 @@ def read_hosts(path: str | Path) -> list[Host]:
             raise InputError(f"{path}: {name} has no address ({error}) - write it behind the name") from error
     if not hosts:
         raise InputError(f"{path}: names no machine - write one a line: NAME [ADDRESS]")
+    own = [host for host in hosts if _is_loopback(host.address)]
+    if 0 < len(own) < len(hosts):
+        raise InputError(
+            f"{path}: {own[0].name} has the address {own[0].address}, where each machine finds itself alone - write "
+            f"the one at which the others reach it: {own[0].name} ADDRESS"
+        )
     return hosts
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a name
+        return address == "localhost"
 
 
 class _Member:
@@ -135,7 +152,8 @@ def launch(
     goes to stdout as it is. SIGINT, SIGTERM and SIGUSR1 are passed on to the workers.
 
     Raises InputError where `port` is taken or `ssh` cannot be started, Failure as soon as a member has died, Stopped
-    after a signal (a second SIGINT waits for no worker), each when no process is left.
+    after a signal, each when no process is left. Workers have STOP_SECONDS to end after a signal; a second SIGINT, or
+    SIGTERM after AGAIN_SECONDS, waits for none.
     """
     where = list(hosts) or [Host("", LOOPBACK)]
     network = {
@@ -156,7 +174,7 @@ def launch(
                     members.append(_start(role, number, host, arguments, variables, ssh))
                     _listen(members[-1], folder / f"{role}-{number}.log", ended)
                     if heard:  # who is not there yet would not hear of it
-                        raise Stopped(130 if signal.SIGINT in heard else 143)
+                        raise Stopped(_code_of(heard))
             _wait(members, ended, heard)
         finally:
             for member in members:
@@ -207,7 +225,15 @@ def _words_of(ssh: str) -> list[str]:
 
 
 def _listen(member: _Member, log: Path, ended: queue.Queue) -> None:
-    """Have threads copy what `member` says, and put it into `ended` when it has ended and all is copied."""
+    """Have threads copy what `member` says, and put it into `ended` when it has ended and all is copied.
+
+    Raises InputError where `log` cannot be written.
+    """
+    try:
+        with open(log, "ab"):
+            pass
+    except OSError as error:
+        raise InputError(f"{log}: cannot be written ({error.strerror})") from error
     plain = member.role == "worker" and member.number == 0
     streams = (member.process.stdout, plain), (member.process.stderr, False)
     threads = [threading.Thread(target=_copy, args=(member, *stream, log), daemon=True) for stream in streams]
@@ -223,25 +249,41 @@ def _listen(member: _Member, log: Path, ended: queue.Queue) -> None:
 
 
 def _copy(member: _Member, stream: IO[bytes], plain: bool, log: Path) -> None:
+    """Copy all that comes, whatever becomes of it: who has a full pipe waits, and the job with it, for ever."""
+    told = False
     with open(log, "ab", buffering=0) as file:
         for line in stream:
-            file.write(line)
+            try:
+                file.write(line)
+            except OSError as error:
+                if not told:
+                    told = True
+                    _warn(f"{log}: cannot be written ({error.strerror}), and lacks some of what {member.name} says")
             text = line.decode(errors="replace").rstrip("\n")
-            if plain:
-                print(text, flush=True)
-            elif text:
-                member.last = text
-                print(f"[{member.name}] {text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nobody takes it
+                if plain:
+                    print(text, flush=True)
+                elif text:
+                    member.last = text
+                    print(f"[{member.name}] {text}", file=sys.stderr, flush=True)
+
+
+def _warn(text: str) -> None:
+    with contextlib.suppress(OSError):
+        logger.warning(text)
 
 
 @contextlib.contextmanager
-def _signals_to(members: list[_Member]) -> Iterator[list[int]]:
-    """Pass signals on to the workers among `members`; yields the list of those heard that stop a job."""
-    heard: list[int] = []
+def _signals_to(members: list[_Member]) -> Iterator[list[tuple[int, float]]]:
+    """Pass signals on to the workers among `members`; yields the list of those heard that stop a job, each with when.
+
+    When is a time of time.monotonic.
+    """
+    heard: list[tuple[int, float]] = []
 
     def pass_on(number: int, _frame: object) -> None:
         if number != signal.SIGUSR1:
-            heard.append(number)
+            heard.append((number, time.monotonic()))
         name = next(name for name, value in NAMES.items() if value == number)
         for member in members:
             if member.role == "worker":
@@ -251,31 +293,43 @@ def _signals_to(members: list[_Member]) -> Iterator[list[int]]:
         yield heard
 
 
-def _wait(members: list[_Member], ended: queue.Queue, heard: list[int]) -> None:
+def _wait(members: list[_Member], ended: queue.Queue, heard: list[tuple[int, float]]) -> None:
     """Return when all workers have ended well; raises Failure or Stopped where one has not."""
-    left = {member.number for member in members if member.role == "worker"}
-    stopped, until = 0, 0.0
+    left = {member.number: member for member in members if member.role == "worker"}
+    stopped, until = 0, math.inf
     while left:
+        if heard:
+            until = min(until, heard[0][1] + STOP_SECONDS)
+        if time.monotonic() > until or _is_urged(heard):
+            break
         try:
             # a signal is met between two waits
             member = ended.get(timeout=0.2)
         except queue.Empty:
-            if heard.count(signal.SIGINT) > 1:  # Ctrl-C again
-                break
-            if stopped and time.monotonic() > until:
-                break
             continue
         code = member.process.returncode
-        if member.role == "worker" and code in (0, 130, 143):
-            left.discard(member.number)
-            if code and not stopped:
-                stopped, until = code, time.monotonic() + STOP_SECONDS
-            if code and member.number == 0:  # whatever there was to save it has saved
-                until = time.monotonic() + FOLLOW_SECONDS
-        elif not stopped:
+        if member.role != "worker" or code not in (0, 130, 143):  # also when others have stopped: it may have to save
             raise Failure(*_end_of(member))
+        del left[member.number]
+        if code:
+            stopped = stopped or code
+            # whatever there is to save is the first worker's
+            until = min(until, time.monotonic() + (STOP_SECONDS if member.number else FOLLOW_SECONDS))
+    if 0 in left and not _is_urged(heard):
+        _warn(f"{left[0].where} has not ended in {STOP_SECONDS:.0f} s, and is ended")
     if stopped or left:
-        raise Stopped(130 if signal.SIGINT in heard else stopped)
+        raise Stopped(_code_of(heard) if heard else stopped)
+
+
+def _is_urged(heard: list[tuple[int, float]]) -> bool:
+    """Return whether Ctrl-C came again, or SIGTERM well after the first."""
+    times = [when for number, when in heard if number == signal.SIGTERM]
+    again = times and times[-1] - times[0] > AGAIN_SECONDS
+    return bool(again) or sum(number == signal.SIGINT for number, _ in heard) > 1
+
+
+def _code_of(heard: list[tuple[int, float]]) -> int:
+    return 130 if any(number == signal.SIGINT for number, _ in heard) else 143
 
 
 def _end_of(member: _Member) -> tuple[str, int]:

@@ -17,7 +17,7 @@ from easydict import EasyDict
 
 from vargface.runtime import mx
 from vargface.training.optimiser import options
-from vargface.training.row_update import CENTRES, LAST, MOMENTUM, RowUpdate, last_width
+from vargface.training.row_update import CENTRES, LAST, MOMENTUM, TABLES, RowUpdate, key_of, last_width
 from vargface.training.team import Team
 
 __all__ = ["WEIGHT", "Centres", "classes_taken", "draw_classes"]
@@ -27,6 +27,8 @@ WEIGHT = "fc7_weight"
 SPREAD = 0.01
 # rows that are moved at a time between the table and a file
 BLOCK = 1 << 15
+# of a part of a table, at most: MXNet's servers count the bytes of an array in 32 bits with a sign
+PART_BYTES = 1 << 29
 
 
 def classes_taken(recipe: EasyDict, num_classes: int) -> int:
@@ -56,7 +58,7 @@ class Centres:
     """The table of class centres (C, D) float32 and their momenta, and the rows that a module works on.
 
     With `idle_momentum` a third says how many updates a row has gone along with (row_update.py): it catches up with the
-    others when it is taken.
+    others when it is taken. The store has the tables in parts of at most PART_BYTES.
 
     Every worker of a team calls the same of these methods in the same order.
     """
@@ -66,41 +68,48 @@ class Centres:
         self._recipe, self._team, self._module = recipe, team, module
         self._shape = num_classes, recipe.embedding_size
         self._taken = classes_taken(recipe, num_classes)
-        self._store = team.store
+        # without the third none is ever behind
+        self._tables = TABLES if recipe.idle_momentum and self._taken < num_classes else (CENTRES, MOMENTUM)
+        count = math.ceil(num_classes / max(PART_BYTES // (4 * recipe.embedding_size), 1))
+        # of one length, or nearly: MXNet must share out all of them among its servers, or none
+        starts = [num_classes * number // count for number in range(count + 1)]
+        self._parts = [
+            _Part(team.store, number, start, (stop - start, recipe.embedding_size))
+            for number, (start, stop) in enumerate(zip(starts, starts[1:]))
+        ]
+        self._starts = np.array(starts)
         self._rows = np.arange(0)
-        self._shapes = {CENTRES: self._shape, MOMENTUM: self._shape}
-        if recipe.idle_momentum and self._taken < num_classes:  # else none is ever behind
-            self._shapes[LAST] = num_classes, last_width(self._shape)
-        self._pulled = {shape: mx.nd.sparse.zeros("row_sparse", shape) for shape in self._shapes.values()}
 
     def start(self, source: Path | None, updates: int, with_momentum: bool) -> None:
         """Load the tables from `source`, which `save` wrote, at rank 0; None: draw them. The rate is that of `updates`.
 
         Without `with_momentum` that starts anew.
         """
-        loading = RowUpdate(loads=True)
-        self._use(loading)
+        self._use(RowUpdate(loads=True))
         if not self._team.has_tables:
-            self._make_tables(loading)
+            for part in self._parts:
+                for table in self._tables:
+                    part.make(table)
+            self._team.has_tables = True
         saved = _read_tables(source) if source is not None else {}
         drawn = np.random.default_rng([self._recipe.seed, 7])
-        for rows in self._blocks():
-            for key, (_, width) in self._shapes.items():
+        for part, rows in self._blocks():
+            for table in self._tables:
                 if not self._team.leads:
                     values = None
-                elif key in saved and (key == CENTRES or with_momentum):
-                    values = saved[key][rows[0] : rows[-1] + 1]
-                elif key == CENTRES:
-                    values = drawn.standard_normal((len(rows), width), np.float32) * np.float32(SPREAD)
+                elif table in saved and (table == CENTRES or with_momentum):
+                    values = saved[table][part.start + rows[0] : part.start + rows[-1] + 1]
+                elif table == CENTRES:
+                    values = drawn.standard_normal((len(rows), self._shape[1]), np.float32) * np.float32(SPREAD)
                 else:
-                    values = np.full((len(rows), 1), updates if key == LAST else 0, np.float32)
-                self._push(key, rows, values)
+                    values = np.full((len(rows), 1), updates if table == LAST else 0, np.float32)
+                part.push(table, rows, values)
                 mx.nd.waitall()  # MXNet orders what is done with an array, not what with a key
-        learning = options(self._recipe)
-        self._use(RowUpdate(begin_num_update=updates, **learning))
+        self._use(RowUpdate(begin_num_update=updates, **options(self._recipe)))
         # the one that learns is to know all tables before it needs them
-        for key in self._shapes:
-            self._push(key, np.arange(0), None)
+        for part in self._parts:
+            for table in self._tables:
+                part.push(table, np.arange(0), None)
         self._team.meet()
 
     def take(self, labels: np.ndarray, seed: tuple[int, ...], updates: int) -> np.ndarray:
@@ -114,14 +123,18 @@ class Centres:
         array = mx.nd.array(every)
         self._team.sum("labels", [array])
         self._rows = draw_classes(array.asnumpy(), self._taken, self._shape[0], seed)
-        if LAST in self._shapes:
+        if LAST in self._tables:
             # the last update is to be done before this, and this before the rows are read
             mx.nd.waitall()
-            self._push(LAST, self._rows, np.full((self._taken, 1), updates) if self._team.leads else None)
+            for part, _, rows in self._taken_of_parts():
+                part.push(LAST, rows, np.full((len(rows), 1), updates) if self._team.leads else None)
             mx.nd.waitall()
-        rows = self._pull(CENTRES, self._rows)
-        for executor in self._module._exec_group.execs:
-            rows.copyto(executor.arg_dict[WEIGHT])
+        for part, place, rows in self._taken_of_parts():
+            # of each part a row at least: a push to it waits for what was pulled, and that for the push before
+            values = part.pull(CENTRES, rows if len(rows) else np.arange(1))
+            if len(rows):
+                for executor in self._module._exec_group.execs:
+                    values.copyto(executor.arg_dict[WEIGHT][place])
         return np.where(labels >= 0, np.searchsorted(self._rows, labels), labels).astype(np.float32)
 
     @property
@@ -135,59 +148,76 @@ class Centres:
         total = first.as_in_context(mx.cpu())
         for other in others:
             total = total + other.as_in_context(mx.cpu())
-        self._push(CENTRES, self._rows, total)
+        for part, place, rows in self._taken_of_parts():
+            part.push(CENTRES, rows, total[place] if len(rows) else None)
 
     def save(self, file: IO[bytes]) -> None:
         """Write the tables as two .npy files, one behind the other: (2, C, D) float32 and, of LAST, (C,) float32."""
         mx.nd.waitall()
-        for key, (_, width) in self._shapes.items():
-            shape = {CENTRES: (2, *self._shape), LAST: self._shape[:1]}.get(key)
+        for table in self._tables:
+            shape = {CENTRES: (2, *self._shape), LAST: self._shape[:1]}.get(table)
             if shape is not None:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
-            for rows in self._blocks():
-                file.write(self._pull(key, rows).asnumpy()[:, : 1 if key == LAST else width].tobytes())
-
-    def _make_tables(self, loading: RowUpdate) -> None:
-        """Have the store hold tables of zeros."""
-        if self._team.kvstore is None:
-            self._store.init(CENTRES, _zeros(self._shape))
-            # the first table, which the first push meets, is what the second is made of: memory for two, not for three
-            self._push(CENTRES, np.arange(0), None)
-            self._store.init(MOMENTUM, loading.tables[CENTRES])
-        for key, shape in self._shapes.items():
-            if self._team.kvstore is not None:
-                self._store.init(key, _zeros(shape) if self._store.rank == 0 else self._pulled[shape])
-            elif key == LAST:
-                self._store.init(key, _zeros(shape))
-        self._team.has_tables = True
+            width = 1 if table == LAST else self._shape[1]
+            for part, rows in self._blocks():
+                file.write(part.pull(table, rows).asnumpy()[:, :width].tobytes())
 
     def _use(self, optimizer: RowUpdate) -> None:
         """Have the store, or all servers, use `optimizer` from here on, once all that was pushed is done."""
         self._team.meet()
         if self._team.leads:
-            self._store.set_optimizer(optimizer)
+            self._team.store.set_optimizer(optimizer)
         self._team.meet()
 
-    def _blocks(self) -> Iterator[np.ndarray]:
-        for start in range(0, self._shape[0], BLOCK):
-            yield np.arange(start, min(start + BLOCK, self._shape[0]))
+    def _blocks(self) -> Iterator[tuple[_Part, np.ndarray]]:
+        """Yield all rows in order, a block at a time: its part and its rows there."""
+        for part in self._parts:
+            for start in range(0, part.count, BLOCK):
+                yield part, np.arange(start, min(start + BLOCK, part.count))
 
-    def _push(self, key: int, rows: np.ndarray, values: np.ndarray | mx.nd.NDArray | None) -> None:
+    def _taken_of_parts(self) -> Iterator[tuple[_Part, slice, np.ndarray]]:
+        """Yield each part, where among the rows of this step its own are, and which of it they are."""
+        ends = np.searchsorted(self._rows, self._starts)
+        for part, start, stop in zip(self._parts, ends, ends[1:]):
+            yield part, slice(start, stop), self._rows[start:stop] - part.start
+
+
+class _Part:
+    """Rows `start` to `start` + `count` of all tables, which the store has under keys of their own."""
+
+    def __init__(self, store: mx.kv.KVStore, number: int, start: int, shape: tuple[int, int]) -> None:
+        """Take the `shape` (count, D) of CENTRES here."""
+        self.start, self.count = start, shape[0]
+        self._store, self._number = store, number
+        self._shapes = {CENTRES: shape, MOMENTUM: shape, LAST: (shape[0], last_width(shape))}
+
+    def make(self, table: int) -> None:
+        """Have the store hold zeros; its first worker sends them: a server learns from these how many rows it has."""
+        shape = self._shapes[table]
+        zeros = mx.nd.sparse.zeros("row_sparse", shape)
+        if self._store.rank == 0:
+            # all of its rows are there: MXNet's row-wise update wants them so
+            rows = mx.nd.arange(self.count, dtype=np.int64)
+            zeros = mx.nd.sparse.row_sparse_array((mx.nd.zeros(shape), rows), shape=shape)
+        self._store.init(key_of(table, self._number), zeros)
+
+    def push(self, table: int, rows: np.ndarray, values: np.ndarray | mx.nd.NDArray | None) -> None:
         """Push `values` (n, D), or broadcast to that, of `rows`; None: nothing of ours."""
-        shape = self._shapes[key]
-        if values is None:
+        shape = self._shapes[table]
+        if values is None or not len(rows):
             pushed = mx.nd.sparse.zeros("row_sparse", shape)
         else:
             values = values if isinstance(values, mx.nd.NDArray) else mx.nd.array(values)
             values = values.broadcast_to((len(rows), shape[1]))
             pushed = mx.nd.sparse.row_sparse_array((values, mx.nd.array(rows, dtype=np.int64)), shape=shape)
-        self._store.push(key, pushed)
+        self._store.push(key_of(table, self._number), pushed)
 
-    def _pull(self, key: int, rows: np.ndarray) -> mx.nd.NDArray:
-        """Return (n, D) of the table `key`, good until the next call."""
-        pulled = self._pulled[self._shapes[key]]
-        self._store.row_sparse_pull(key, out=pulled, row_ids=mx.nd.array(rows, dtype=np.int64))
+    def pull(self, table: int, rows: np.ndarray) -> mx.nd.NDArray:
+        """Return (n, D) of the table."""
+        pulled = mx.nd.sparse.zeros("row_sparse", self._shapes[table])
+        row_ids = mx.nd.array(rows, dtype=np.int64)
+        self._store.row_sparse_pull(key_of(table, self._number), out=pulled, row_ids=row_ids)
         return pulled.data
 
 
@@ -200,9 +230,3 @@ def _read_tables(path: Path) -> dict[int, np.ndarray]:
         if file.peek(1):
             found[LAST] = np.load(file)[:, None]
     return found
-
-
-def _zeros(shape: tuple[int, int]) -> mx.nd.sparse.RowSparseNDArray:
-    """Return zeros all of whose rows are there: MXNet's row-wise update wants them so."""
-    rows = mx.nd.arange(shape[0], dtype=np.int64)
-    return mx.nd.sparse.row_sparse_array((mx.nd.zeros(shape), rows), shape=shape)

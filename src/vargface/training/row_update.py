@@ -13,19 +13,30 @@ import numpy as np
 
 from vargface.runtime import mx
 
-__all__ = ["CENTRES", "LAST", "MOMENTUM", "TABLES", "RowUpdate", "last_width"]
+__all__ = ["CENTRES", "LAST", "MOMENTUM", "TABLES", "RowUpdate", "key_of", "last_width", "sum_key"]
 
-# Keys of the store: three tables of as many rows, a row of each on one server. A table that MXNet does not split lies
-# on the server (key * 9973) % servers: so each key is a multiple of their number. Sums have keys between (team.py).
+# Keys of the store: three tables of as many rows, each in parts of a key each, a row of all three on one server. What
+# MXNet does not split lies on the server (key * 9973) % servers: so the keys of tables are multiples of their number.
+# They are small: MXNet reckons that product in 32 bits.
 _SERVERS = int(os.environ.get("DMLC_NUM_SERVER", "1"))
-CENTRES, MOMENTUM, LAST = (number * 2**16 * _SERVERS for number in range(3))
-TABLES = CENTRES, MOMENTUM, LAST
+_SPACING = 8 * _SERVERS
+TABLES = CENTRES, MOMENTUM, LAST = tuple(number * _SPACING for number in range(3))
 # rows that catch up at a time: what fits the processor's cache
 _AT_ONCE = 512
 
 
+def key_of(table: int, part: int) -> int:
+    """Return the key of a part of CENTRES, MOMENTUM or LAST; that of part 0 is the table's own."""
+    return table + part * len(TABLES) * _SPACING
+
+
+def sum_key(number: int) -> int:
+    """Return the key of a sum, of which no table has one: `number` counts them from 0."""
+    return number + number // (_SPACING - 1) + 1
+
+
 def last_width(shape: tuple[int, int]) -> int:
-    """Return how many columns LAST has, of which the first is used, for CENTRES of `shape` (C, D).
+    """Return how many columns a part of LAST has, of which the first is used, for one of CENTRES of `shape` (C, D).
 
     MXNet splits arrays of this many numbers among the servers: the tables must be split alike.
     """
@@ -41,7 +52,9 @@ class RowUpdate(mx.optimizer.Optimizer):
     not take them: with momentum m and velocity v, k updates without a gradient add v (m + m^2 + ... + m^k) to a centre
     and leave v m^k. That is what SGD on all rows does, also where the rate has changed meanwhile, for v has in it the
     rates of its gradients' own steps; but weight decay of these k is left out.
-    tables: those that something has been pushed to; of one that learns the first push makes a table known, no more.
+    tables: the parts, by key, that something has been pushed to; of one that learns the first push of each makes it
+    known, no more. Every part of CENTRES is pushed at every step, be it no row of it: its pushes are the updates that
+    the rate goes by.
     """
 
     def __init__(self, momentum: float = 0.0, loads: bool = False, **options: Any) -> None:
@@ -55,7 +68,7 @@ class RowUpdate(mx.optimizer.Optimizer):
 
     def update_multi_precision(self, index: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray, state: None) -> None:
         """Update `weight`, what the store holds under key `index`, by `grad`, what was pushed in all."""
-        if index not in TABLES:
+        if index % _SPACING:
             grad.copyto(weight)
             return
         known = index in self.tables
@@ -64,25 +77,28 @@ class RowUpdate(mx.optimizer.Optimizer):
             # rows that nobody pushed stay; of the others (1 - lr wd) w - lr rescale g is g
             mx.nd.sparse.sgd_update(weight, grad, out=weight, lr=1.0, wd=1.0, rescale_grad=-1.0, lazy_update=True)
             weight.wait_to_read()
-        elif known and index == LAST:
-            self._catch_up(grad.indices.asnumpy(), grad.data.asnumpy()[:, 0].astype(np.float64))
-        elif known and index == CENTRES:
-            self._learn(weight, grad)
+        elif known:
+            part, table = divmod(index, key_of(CENTRES, 1))
+            if table == LAST:
+                self._catch_up(part, grad.indices.asnumpy(), grad.data.asnumpy()[:, 0].astype(np.float64))
+            elif table == CENTRES:
+                self._learn(part, weight, grad)
 
-    def _learn(self, weight: mx.nd.NDArray, grad: mx.nd.NDArray) -> None:
-        self._update_count(CENTRES)
-        options = {"lr": self._get_lr(CENTRES), "wd": self._get_wd(CENTRES), "rescale_grad": self.rescale_grad}
-        momentum = self.tables[MOMENTUM]
+    def _learn(self, part: int, weight: mx.nd.NDArray, grad: mx.nd.NDArray) -> None:
+        key = key_of(CENTRES, part)
+        self._update_count(key)
+        options = {"lr": self._get_lr(key), "wd": self._get_wd(key), "rescale_grad": self.rescale_grad}
+        momentum, last = (self.tables.get(key_of(table, part)) for table in (MOMENTUM, LAST))
         mx.nd.sparse.sgd_mom_update(
             weight, grad, momentum, out=weight, momentum=self._momentum, lazy_update=True, **options
         )
-        if LAST in self.tables:
-            _memory(self.tables[LAST])[grad.indices.asnumpy(), 0] += 1
+        if last is not None:
+            _memory(last)[grad.indices.asnumpy(), 0] += 1
         momentum.wait_to_read()  # MXNet's server waits for the weight alone before it sends rows of either
 
-    def _catch_up(self, rows: np.ndarray, updates: np.ndarray) -> None:
+    def _catch_up(self, part: int, rows: np.ndarray, updates: np.ndarray) -> None:
         """Have `rows` (n,) be where they are after `updates` (n,), or where they were if that is no more."""
-        centres, momentum, last = (_memory(self.tables[key]) for key in TABLES)
+        centres, momentum, last = (_memory(self.tables[key_of(table, part)]) for table in TABLES)
         missed = updates - last[rows, 0]
         for start in range(0, len(rows), _AT_ONCE):
             some, k = rows[start:][:_AT_ONCE], missed[start:][:_AT_ONCE, None]

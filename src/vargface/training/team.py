@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from vargface.errors import InputError
 from vargface.jobs.orders import RANK
 from vargface.runtime import mx
+from vargface.training.row_update import sum_key
 
 __all__ = ["KVSTORES", "Team", "team_of"]
 
+logger = logging.getLogger(__name__)
+
 KVSTORES = ("", "dist_sync", "dist_device_sync")
-# keys of sums: between those of the tables of class centres, which servers update (row_update.py)
-FIRST_KEY = 8
 NOTES = ("stop", "save")
+# seconds of waiting between two lines that say so
+WAIT_SECONDS = 60.0
 # stores of this process, which ends with them (member.py): one that goes waits until all workers let go of theirs
 _joined: list[mx.kv.KVStore] = []
 
@@ -58,7 +64,9 @@ class Team:
     def join(self) -> None:
         """Wait until all workers and servers of the job are there."""
         if self._kind and self.kvstore is None:
-            self.kvstore = mx.kv.create(self._kind)
+            servers = os.environ.get("DMLC_NUM_SERVER", "?")
+            with _saying(f"waiting for others of the job: {self.size} workers and {servers} servers are to come"):
+                self.kvstore = mx.kv.create(self._kind)
             _joined.append(self.kvstore)
 
     def sum(self, name: str, arrays: Sequence[mx.nd.NDArray]) -> None:
@@ -127,7 +135,7 @@ class Team:
 
     def _key(self, name: str, array: mx.nd.NDArray) -> int:
         if name not in self._keys:
-            self._keys[name] = FIRST_KEY + len(self._keys)
+            self._keys[name] = sum_key(len(self._keys))
             self.kvstore.init(self._keys[name], mx.nd.zeros(array.shape))
         return self._keys[name]
 
@@ -144,3 +152,19 @@ def team_of(kind: str) -> Team:
             f"kvstore = {kind!r}: is for several processes - start them: vargface launch -n 2 -- train ..."
         )
     return Team(kind, int(os.environ[RANK]), int(os.environ["DMLC_NUM_WORKER"]))
+
+
+@contextlib.contextmanager
+def _saying(text: str) -> Iterator[None]:
+    """Log `text` whenever another WAIT_SECONDS of this block are gone."""
+    done = threading.Event()
+
+    def say() -> None:
+        while not done.wait(WAIT_SECONDS):
+            logger.warning(text)
+
+    threading.Thread(target=say, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
