@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+
 import numpy as np
 import pytest
 import tiny
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 
 from vargface.errors import InputError
 from vargface.runtime import mx
-from vargface.training import plan
-from vargface.training.centres import classes_taken, draw_classes
+from vargface.training import centres, plan, row_update
+from vargface.training.centres import _Part, classes_taken, draw_classes
 from vargface.training.fit import train
 from vargface.training.row_update import CENTRES, LAST, MOMENTUM, RowUpdate
 
@@ -116,6 +118,20 @@ def test_rows_that_catch_up_are_where_sgd_on_all_rows_has_them(momentum):
     assert (pulled(store, LAST, (9, 1)) == updates).all()
 
 
+@pytest.mark.parametrize("servers", [1, 2, 3, 1024])
+def test_keys_of_tables_lie_on_one_server_and_those_of_sums_on_all(monkeypatch, servers):
+    """MXNet's rule for what it does not split, in 32 bits."""
+    monkeypatch.setenv("DMLC_NUM_SERVER", str(servers))
+    names = runpy.run_path(row_update.__file__)
+    tables = {names["key_of"](table, part) for table in names["TABLES"] for part in range(64)}
+    sums = [names["sum_key"](number) for number in range(2000)]
+    assert len(tables) == 3 * 64 and len(set(sums)) == 2000 and not tables & set(sums)
+    assert {key * 9973 % servers for key in tables} == {0}
+    assert max(*sums, names["key_of"](names["LAST"], 0)) * 9973 < 2**31
+    on_each = np.bincount([key * 9973 % servers for key in sums], minlength=servers)
+    assert on_each.max() <= 1.5 * on_each.mean() + 2
+
+
 @pytest.fixture
 def without_norm(make, monkeypatch):
     """A network in which no sample of a batch sees another."""
@@ -185,6 +201,24 @@ def test_a_sampled_run_that_was_stopped_ends_as_the_straight_one(make, monkeypat
     assert np.abs(tables(straight[1])[0] - tables(straight[0])[0]).max() < 1
     kept = {file.suffix for file in (straight[0].path / "state").iterdir()}
     assert kept == {".json", ".params", ".optimizer", ".centres"}
+
+
+@pytest.mark.parametrize("keys", [{}, {"idle_momentum": False}])
+def test_tables_in_parts_are_those_in_one(make, monkeypatch, tmp_path, keys):
+    """To the bit, also where a step takes no row of some part, and a run goes on in other parts."""
+    keys = {**KEYS, "batch_size": 2, "class_share": 0.5, "save_every": 3, **keys}
+    (whole,) = train(make(**keys, out=tmp_path / "whole"))
+    made = []
+    store_rows = _Part.make
+    monkeypatch.setattr(_Part, "make", lambda part, table: made.append(part.count) or store_rows(part, table))
+    for rows, steps in ((1, 3), (2, 6), (3, 9)):
+        monkeypatch.setattr(centres, "PART_BYTES", rows * 4 * tiny.DIMENSIONS)
+        (parts,) = train(make(**{**keys, "steps": steps}, may_change="steps", out=tmp_path / "parts"))
+        (parts.path / "result.json").unlink()
+        assert max(made) <= rows and sum(made) % 4 == 0, "four classes a table"
+        made.clear()
+    tiny.equal(tiny.state(parts), tiny.state(whole))
+    assert parts.centres(9).read_bytes() == whole.centres(9).read_bytes()
 
 
 def test_a_run_takes_up_idle_momentum_on_its_way(make):

@@ -463,6 +463,19 @@ def test_a_recipe_for_several_processes_is_not_trained_by_one(make, monkeypatch)
         train(make(kvstore="dist_async"))
 
 
+def test_a_head_that_servers_cannot_sum_is_refused(make, monkeypatch):
+    monkeypatch.setenv("VARGFACE_RANK", "0")
+    monkeypatch.setenv("DMLC_NUM_WORKER", "1")
+    size = 4 * tiny.IDENTITIES * tiny.DIMENSIONS
+    monkeypatch.setattr(plan, "MOST_BYTES", size - 1)
+    with pytest.raises(InputError, match="4 classes x embedding_size = 16 are 0.00 GB of fc7, .* - set class_share"):
+        plan.make_plan(make(kvstore="dist_sync"))
+    plan.make_plan(make(kvstore="dist_sync", class_share=1))
+    plan.make_plan(make())
+    monkeypatch.setattr(plan, "MOST_BYTES", size)
+    plan.make_plan(make(kvstore="dist_sync"))
+
+
 def test_the_team_of_one_sums_nothing_and_hears_itself():
     team = team_of("")
     assert (team.rank, team.size, team.leads) == (0, 1, True)

@@ -27,7 +27,7 @@ WEIGHT = "fc7_weight"
 SPREAD = 0.01
 # rows that are moved at a time between the table and a file
 BLOCK = 1 << 15
-# of a part of a table, at most: MXNet's servers count the bytes of an array in 32 bits with a sign
+# of a part of a table, at most: servers take none of more than MOST_BYTES (team.py), and one is made anew as it starts
 PART_BYTES = 1 << 29
 
 

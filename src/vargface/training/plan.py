@@ -24,7 +24,7 @@ from vargface.training.checks import check_recipe
 from vargface.training.objective import Objective
 from vargface.training.schedule import learning_rate_schedule
 from vargface.training.teacher import looked_up
-from vargface.training.team import Team, team_of
+from vargface.training.team import MOST_BYTES, Team, team_of
 from vargface.training.verifier import check_images, find_packs
 
 __all__ = ["Plan", "check_settings", "make_plan"]
@@ -81,6 +81,7 @@ def make_plan(recipe: EasyDict) -> Plan:
         raise InputError(f"{recipe.data}: images of {found}, the networks take {wanted} - write the data set anew")
     # refuses a batch that the data set does not fill
     FaceIterator(records, recipe.batch_size, min_images=recipe.min_images)
+    _check_head(recipe, records.num_identities)
     network = network_symbol(recipe)
     learning_rate_schedule(recipe)
     teacher, team = _teacher(recipe, records), team_of(recipe.kvstore)
@@ -102,6 +103,17 @@ def make_plan(recipe: EasyDict) -> Plan:
     )
     check_images(packs)  # now, not at the first verification, hours into the training
     return plan
+
+
+def _check_head(recipe: EasyDict, num_classes: int) -> None:
+    """Raise InputError where the head's gradient is more than the servers of a job can sum."""
+    size = 4 * num_classes * recipe.embedding_size
+    if recipe.kvstore and not recipe.class_share and size > MOST_BYTES:
+        raise InputError(
+            f"{recipe.data}: {num_classes:,} classes x embedding_size = {recipe.embedding_size} are {size / 1e9:.2f} "
+            f"GB of fc7, and MXNet's servers sum no array of more than {MOST_BYTES / 1e9:.2f} GB - set class_share "
+            "(1 takes all classes), whose table they have in parts"
+        )
 
 
 def _objective(

@@ -13,11 +13,13 @@ from vargface.jobs.orders import RANK
 from vargface.runtime import mx
 from vargface.training.row_update import sum_key
 
-__all__ = ["KVSTORES", "Team", "team_of"]
+__all__ = ["KVSTORES", "MOST_BYTES", "Team", "team_of"]
 
 logger = logging.getLogger(__name__)
 
 KVSTORES = ("", "dist_sync", "dist_device_sync")
+# of an array that servers sum: they count them in 32 bits with a sign
+MOST_BYTES = 2**31 - 1
 NOTES = ("stop", "save")
 # seconds of waiting between two lines that say so
 WAIT_SECONDS = 60.0
