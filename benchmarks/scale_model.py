@@ -6,9 +6,10 @@
 
 `parts` measures, in the processor's time of one thread (so other work on the machine counts little): an image through a
 narrow VarGFaceNet and back, an image's class in the head, a class's own work, a row on its way from the table and back,
-a byte on its way to the servers and back, and what an array costs there beside its bytes. `check` holds what they add
-up to against two runs on DATA: one process, and two workers with a server. Nothing of `plan` is measured but what a
-row, a byte and an array cost the processor here: it says what it assumes of GPUs and networks.
+a byte on its way to the servers and back, what an array costs there beside its bytes, and a byte of the tables on the
+servers, at the start and in a state. `check` holds what they add
+up to against two runs on DATA: one process, and two workers with a server. Nothing of `plan` is measured but what
+rows, bytes and arrays cost the processor here: it says what it assumes of GPUs and networks.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ runtime.prepare_for_training()
 import numpy as np  # noqa: E402
 
 from vargface.data.records import FaceRecords  # noqa: E402
+from vargface.recipe import load_recipe  # noqa: E402
 from vargface.runtime import mx  # noqa: E402
+from vargface.training.centres import Centres  # noqa: E402
 from vargface.training.row_update import RowUpdate  # noqa: E402
-from vargface.training.team import team_of  # noqa: E402
+from vargface.training.team import Team, team_of  # noqa: E402
 
 RECIPE = ["multiplier=0.25", "embedding_size=128", "context=cpu", "report=False", "lr=0.01", "verify_every=100000"]
 BATCH, SIZE = 32, 128
 # numbers that a sum is measured of: in one array, and in many
 SUMMED, ARRAYS, FEW = 4_000_000, 200, 16
+# rows of the tables that a start and a state are measured of
+ROWS, WHEN = (50_000, 450_000), ("at the start", "in a state")
 
 
 def seconds_of(work, times: int = 3) -> float:
@@ -57,7 +62,7 @@ def seconds_of(work, times: int = 3) -> float:
 
 
 def measure_parts() -> dict[str, float]:
-    """Return seconds of the processor: per image, image and class, class, parameter, row, byte and array."""
+    """Return seconds of the processor: per image, image and class, class, parameter, row, byte, array, and as named."""
     from vargface.graph import training_form
     from vargface.symbols import margin_softmax, vargfacenet
 
@@ -89,21 +94,24 @@ def measure_parts() -> dict[str, float]:
         "byte": _sum_seconds(1, SUMMED) / (4 * SUMMED),
         "array": _sum_seconds(ARRAYS, FEW) / ARRAYS,
         "array beside sampled centres": _sum_seconds(ARRAYS, FEW, "sampled") / ARRAYS,
+        **_table_seconds(),
     }
 
 
-def _row_seconds(classes: int = 100_000, taken: int = 20_000) -> float:
-    from vargface.recipe import load_recipe
-    from vargface.training.centres import Centres
-    from vargface.training.team import Team
-
+def _table_of(classes: int, taken: int, team: Team) -> Centres:
+    """Return tables that have been started, for a module that is none."""
     executor = SimpleNamespace(arg_dict={}, grad_dict={})
     for arrays in (executor.arg_dict, executor.grad_dict):
         arrays["fc7_weight"] = mx.nd.zeros((taken, SIZE))
     module = SimpleNamespace(_exec_group=SimpleNamespace(execs=[executor]))
-    keys = ["class_share=0.2", f"embedding_size={SIZE}", "batch_size=32", "schedule=poly"]
-    table = Centres(load_recipe("base", keys), classes, Team(), module)
+    keys = [f"class_share={taken / classes}", f"embedding_size={SIZE}", "batch_size=32", "schedule=poly"]
+    table = Centres(load_recipe("base", keys), classes, team, module)
     table.start(None, 0, with_momentum=False)
+    return table
+
+
+def _row_seconds(classes: int = 100_000, taken: int = 20_000) -> float:
+    table = _table_of(classes, taken, Team())
     labels, steps = np.arange(32), itertools.count()
 
     def step() -> None:
@@ -120,22 +128,42 @@ def _sum_seconds(*what: object) -> float:
     return (many - few) / 60 / 2
 
 
-def launch_sums(arguments: list[str]) -> None:
-    """Launch a job of two workers: `sum_some` stands for their command."""
+def _table_seconds() -> dict[str, float]:
+    """Return the seconds, of a worker and a server together, that a byte of two tables on the server costs."""
+    found = []
+    for saves in (0, 1):
+        few, many = (_job_seconds([sys.executable, __file__, "tables", f"{rows}", f"{saves}"]) for rows in ROWS)
+        found.append((many - few) / ((ROWS[1] - ROWS[0]) * SIZE * 8))
+    return {f"byte of the tables {what}": seconds for what, seconds in zip(WHEN, (found[0], found[1] - found[0]))}
+
+
+def launch_some(work: str, workers: int, arguments: list[str]) -> None:
+    """Launch a job of so many workers and a server: the function `work` of this file stands for their command."""
     from vargface.jobs.launch import launch
 
     with tempfile.TemporaryDirectory() as folder:
         here = str(Path(__file__).parent)
         (Path(folder) / "sitecustomize.py").write_text(
             f"import sys\nsys.path.insert(0, {here!r})\nif 'worker' in getattr(sys, 'orig_argv', ['worker']):\n"
-            "    import scale_model, vargface.cli\n    vargface.cli.main = scale_model.sum_some\n"
+            f"    import scale_model, vargface.cli\n    vargface.cli.main = scale_model.{work}\n"
         )
         os.environ["PYTHONPATH"] = folder
-        launch(arguments, 2, 1, logs=folder)
+        launch(arguments, workers, 1, logs=folder)
+
+
+def keep_tables(arguments: list[str]) -> int:
+    """Be a worker of `launch_some`: rows of the tables, and how often they are saved."""
+    team = team_of("dist_sync")
+    team.join()
+    table = _table_of(int(arguments[0]), 1000, team)
+    for _ in range(int(arguments[1])):
+        with tempfile.TemporaryFile() as file:
+            table.save(file)
+    return 0
 
 
 def sum_some(arguments: list[str]) -> int:
-    """Be a worker of `launch_sums`: times, arrays, numbers of an array; "sampled": with centres on the servers."""
+    """Be a worker of `launch_some`: times, arrays, numbers of an array; "sampled": with centres on the servers."""
     times, arrays, numbers = map(int, arguments[:3])
     team = team_of("dist_sync")
     team.join()
@@ -175,7 +203,6 @@ def exchanged(
 
 def check(parts: dict[str, float], data: str) -> None:
     """Print, of two configurations, the processor's time of a step: the sum of the parts, and measured."""
-    from vargface.recipe import load_recipe
     from vargface.training.plan import make_plan
     from vargface.training.space import space_of
 
@@ -239,7 +266,8 @@ def plan(parts: dict[str, float]) -> None:
             "GPU": own * 6 * (macs + taken * 512) / ASSUMED["FLOP a second of a GPU"],
             # gradients to the CPU and their sum back, rows to the GPU and their gradients back
             "bus": 2 * given / ASSUMED["bytes a second to a GPU"],
-            # each machine is a worker and a server: what it sends for itself, and what it serves to the others
+            # each machine is a worker and a server: what it sends for itself, and what it serves to the others; both
+            # ways one after the other, though a full-duplex link has them at once
             "network": 2 * 2 * given / ASSUMED["bytes a second of the network"] * (machines > 1),
             # one thread's
             "processor": processor,
@@ -255,16 +283,21 @@ def plan(parts: dict[str, float]) -> None:
             f"{8 * classes * 512 / machines / 1e9:.1f} GB a machine, logits {own * taken * 4 / 1e9:.2f} GB a GPU, "
             f"records {images * RECORD / 1e9:.0f} GB"
         )
+        if sampled:
+            # the worker that leads draws or reads all of them, and writes all of them
+            tables = {what: 8 * classes * 512 * parts[f"byte of the tables {what}"] for what in WHEN}
+            print("   the tables: " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in tables.items()))
 
 
 def main() -> None:
     """Do what the first word says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("parts", "check", "plan", "sums"))
+    parser.add_argument("what", choices=("parts", "check", "plan", "sums", "tables"))
     parser.add_argument("files", nargs="*")
     options = parser.parse_args()
-    if options.what == "sums":
-        launch_sums(options.files)
+    if options.what in ("sums", "tables"):  # `parts` calls them
+        work, workers = {"sums": ("sum_some", 2), "tables": ("keep_tables", 1)}[options.what]
+        launch_some(work, workers, options.files)
         return
     if options.what == "parts":
         print(json.dumps(measure_parts(), indent=1))

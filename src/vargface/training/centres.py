@@ -86,15 +86,12 @@ class Centres:
         Without `with_momentum` that starts anew.
         """
         self._use(RowUpdate(loads=True))
-        if not self._team.has_tables:
-            for part in self._parts:
-                for table in self._tables:
-                    part.make(table)
-            self._team.has_tables = True
         saved = _read_tables(source) if source is not None else {}
         drawn = np.random.default_rng([self._recipe.seed, 7])
         for part, rows in self._blocks():
             for table in self._tables:
+                if not self._team.has_tables and rows[0] == 0:
+                    part.make(table)  # not before: what is pushed next takes the zeros' place here
                 if not self._team.leads:
                     values = None
                 elif table in saved and (table == CENTRES or with_momentum):
@@ -105,6 +102,7 @@ class Centres:
                     values = np.full((len(rows), 1), updates if table == LAST else 0, np.float32)
                 part.push(table, rows, values)
                 mx.nd.waitall()  # MXNet orders what is done with an array, not what with a key
+        self._team.has_tables = True
         self._use(RowUpdate(begin_num_update=updates, **options(self._recipe)))
         # the one that learns is to know all tables before it needs them
         for part in self._parts:
