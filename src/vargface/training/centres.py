@@ -25,8 +25,8 @@ __all__ = ["WEIGHT", "Centres", "classes_taken", "draw_classes"]
 WEIGHT = "fc7_weight"
 # of a centre that has not learnt, as InsightFace's
 SPREAD = 0.01
-# rows that are moved at a time between the table and a file
-BLOCK = 1 << 15
+# rows that are moved at a time between the table and a file; the store keeps the last of each part
+BLOCK = 1 << 13
 # of a part of a table, at most: servers take none of more than MOST_BYTES (team.py), and one is made anew as it starts
 PART_BYTES = 1 << 29
 
