@@ -113,7 +113,7 @@ def close(one: dict, other: dict) -> None:
 
 
 # the rate falls tenfold twice: first soon, where it matters
-KEYS = {"steps": 40, "schedule": "step", "lr_steps": "3,30", "lr": 0.05, "save_every": 10, "verify_every": 20}
+KEYS = {"steps": 30, "schedule": "step", "lr_steps": "3,20", "lr": 0.05, "save_every": 5, "verify_every": 15}
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_jo
     (alone,) = train(make(**keys, context="cpu", out=tmp_path / "alone"))
     out, row = tmp_path / "job", 4 * tiny.DIMENSIONS
     process = job(**keys, site=IN_PARTS.format(2 * row), out=out)
-    wait_for(out / "state" / "00000010.json", process)
+    wait_for(out / "state" / "00000005.json", process)
     process.send_signal(signal.SIGTERM)
     code, _, err = end_of(process)
     assert code == 143 and "stopped; the same command goes on" in err
@@ -156,7 +156,7 @@ def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_jo
     assert code == 0 and re.search(r"resumed at step \d+", err), err
     folder = RunFolder(out, alone.recipe)
     close(tiny.state(folder), tiny.state(alone))
-    due, found = (np.load(each.centres(40)) for each in (alone, folder))
+    due, found = (np.load(each.centres(30)) for each in (alone, folder))
     np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
     assert np.abs(due[1]).max() > 1e-3
     np.testing.assert_array_equal(*map(updates_of, (folder, alone)))
@@ -258,10 +258,12 @@ SAYS = "import sys\nfor number in range(20_000):\n    print(number)\n    print(n
 def stand_ins(monkeypatch):
     """Has `launch` start Python programs in its members' place, by name; those without one wait for their end."""
 
-    def use(programs: dict[str, str], signals=()) -> None:
-        """signals: seconds and number of those that come once all members are there."""
+    def use(programs: dict[str, str], signals=(), real=()) -> None:
+        """signals: seconds and number of those that come once all members are there; real: roles with no stand-in."""
 
-        def start(role, number, *_):
+        def start(role, number, *arguments):
+            if role in real:
+                return started(role, number, *arguments)
             program = programs.get(f"{role} {number}", WAITS)
             return jobs._Member(role, number, Host("", ""), [sys.executable, "-S", "-c", program], dict(os.environ))
 
@@ -270,7 +272,7 @@ def stand_ins(monkeypatch):
                 threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
             return waited(*arguments)
 
-        waited = jobs._wait
+        started, waited = jobs._start, jobs._wait
         monkeypatch.setattr(jobs, "_start", start)
         monkeypatch.setattr(jobs, "_wait", wait)
 
@@ -393,8 +395,9 @@ def test_a_port_that_is_taken_is_refused(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_scheduler_without_its_port_ends_the_job(monkeypatch, tmp_path):
+def test_a_scheduler_without_its_port_ends_the_job(stand_ins, monkeypatch, tmp_path):
     """Where it could not be seen from the launcher that it is taken."""
+    stand_ins({}, real=["scheduler"])
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
