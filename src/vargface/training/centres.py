@@ -127,10 +127,14 @@ class Centres:
             for part, _, rows in self._taken_of_parts():
                 part.push(LAST, rows, np.full((len(rows), 1), updates) if self._team.leads else None)
             mx.nd.waitall()
-        for part, place, rows in self._taken_of_parts():
-            # of each part a row at least: a push to it waits for what was pulled, and that for the push before
-            values = part.pull(CENTRES, rows if len(rows) else np.arange(1))
-            if len(rows):
+        # of each part a row at least: a push to it waits for what was pulled, and that for the push before
+        pulled = [
+            (place, part.pull(CENTRES, rows if len(rows) else np.arange(1)))
+            for part, place, rows in self._taken_of_parts()
+        ]
+        for place, rows in pulled:
+            values = rows.data
+            if place.stop > place.start:
                 for executor in self._module._exec_group.execs:
                     values.copyto(executor.arg_dict[WEIGHT][place])
         return np.where(labels >= 0, np.searchsorted(self._rows, labels), labels).astype(np.float32)
@@ -159,7 +163,7 @@ class Centres:
                 np.lib.format.write_array_header_1_0(file, header)
             width = 1 if table == LAST else self._shape[1]
             for part, rows in self._blocks():
-                file.write(part.pull(table, rows).asnumpy()[:, :width].tobytes())
+                file.write(part.pull(table, rows).data.asnumpy()[:, :width].tobytes())
 
     def _use(self, optimizer: RowUpdate) -> None:
         """Have the store, or all servers, use `optimizer` from here on, once all that was pushed is done."""
@@ -211,12 +215,12 @@ class _Part:
             pushed = mx.nd.sparse.row_sparse_array((values, mx.nd.array(rows, dtype=np.int64)), shape=shape)
         self._store.push(key_of(table, self._number), pushed)
 
-    def pull(self, table: int, rows: np.ndarray) -> mx.nd.NDArray:
-        """Return (n, D) of the table."""
+    def pull(self, table: int, rows: np.ndarray) -> mx.nd.sparse.RowSparseNDArray:
+        """Return `rows` of the table, whose `data` (n, D) waits for them to come."""
         pulled = mx.nd.sparse.zeros("row_sparse", self._shapes[table])
         row_ids = mx.nd.array(rows, dtype=np.int64)
         self._store.row_sparse_pull(key_of(table, self._number), out=pulled, row_ids=row_ids)
-        return pulled.data
+        return pulled
 
 
 def _read_tables(path: Path) -> dict[int, np.ndarray]:
