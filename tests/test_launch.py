@@ -178,21 +178,14 @@ def test_a_worker_that_is_killed_ends_the_job_which_can_go_on(job, make, without
     assert [row["step"] for row in tiny.rows(folder.path / "verification.csv")] == [str(saved + 2)]
 
 
-@pytest.mark.slow
-def test_what_a_worker_refuses_ends_the_job_with_its_words(job, tmp_path):
-    """Through a command in ssh's place that leaves the machine's name out."""
-    (tmp_path / "hosts").write_text("# two names of this machine\nhere 127.0.0.1\nthere 127.0.0.1\n")
-    (tmp_path / "ssh").write_text('#!/bin/sh\nshift\nexec sh -c "$1"\n')
-    (tmp_path / "ssh").chmod(0o755)
-    options = f"-n 2 -s 1 --hosts {tmp_path}/hosts --ssh {tmp_path}/ssh"
-    code, _, err = end_of(job(options, steps=2, batch_size=7, out=tmp_path / "job"))
-    assert code == 2
-    assert re.search(
-        r"error: worker [01] on (here|there) ended with exit code 2: .*batch_size = 7: must be a multiple of the 2 w",
-        err,
-    )
-    assert not members(tmp_path / "job")
-    assert not (tmp_path / "job" / "recipe.json").exists()
+def test_a_worker_ends_with_what_it_refuses(data, tmp_path):
+    """As a process of its own: what the launcher makes of its end is tested with a stand-in."""
+    settings = [f"data={data}", "steps=0", "kvstore=dist_sync", f"out={tmp_path}/job"]
+    command = [sys.executable, "-m", "vargface.member", "worker", "train", "base", *settings]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.wait(LONG) == 2
+    assert process.stderr.read() == "vargface: error: steps = 0: must be at least 1\n"
+    assert not (tmp_path / "job").exists()
 
 
 @pytest.mark.slow
@@ -212,16 +205,21 @@ def test_a_job_that_is_stopped_and_cannot_save_ends_with_the_words_of_who_could_
 
 @pytest.mark.slow
 def test_a_server_that_cannot_update_ends_the_job(job, tmp_path):
-    """MXNet drops what Python raises there, and would go on."""
+    """MXNet drops what Python raises there, and would go on. Through a command that leaves out the machine for ssh."""
+    (tmp_path / "hosts").write_text("# two names of this machine\nhere 127.0.0.1\nthere 127.0.0.1\n")
+    (tmp_path / "ssh").write_text('#!/bin/sh\nshift\nexec sh -c "$1"\n')
+    (tmp_path / "ssh").chmod(0o755)
     site = """
 if "server" in getattr(sys, "orig_argv", []):
     from vargface.training import row_update
     row_update.RowUpdate._learn = None
 """
     out = tmp_path / "job"
-    code, _, err = end_of(job("-n 1 -s 1", site=site, steps=100_000, class_share=0.5, out=out))
+    options = f"-n 1 -s 1 --hosts {tmp_path}/hosts --ssh {tmp_path}/ssh"
+    code, _, err = end_of(job(options, site=site, steps=100_000, class_share=0.5, out=out))
     assert code == 1
-    assert re.search(r"error: server 0 ended with exit code 1: TypeError: .* is ended, nothing was saved", err)
+    said = r"error: server 0 on here ended with exit code 1: TypeError: .* from the last saved state, if there is one"
+    assert re.search(said, err)
     assert not members(out)
 
 
@@ -263,7 +261,7 @@ def stand_ins(monkeypatch):
 
         def start(role, number, *arguments):
             if role in real:
-                return started(role, number, *arguments)
+                return members_own(role, number, *arguments)
             program = programs.get(f"{role} {number}", WAITS)
             return jobs._Member(role, number, Host("", ""), [sys.executable, "-S", "-c", program], dict(os.environ))
 
@@ -272,7 +270,7 @@ def stand_ins(monkeypatch):
                 threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
             return waited(*arguments)
 
-        started, waited = jobs._start, jobs._wait
+        members_own, waited = jobs._start, jobs._wait
         monkeypatch.setattr(jobs, "_start", start)
         monkeypatch.setattr(jobs, "_wait", wait)
 
@@ -346,6 +344,26 @@ def test_a_log_that_cannot_be_written_stops_no_job(stand_ins, capsys, caplog, tm
     (tmp_path / "server-0.log").mkdir()
     with pytest.raises(InputError, match="server-0.log: cannot be written"):
         launch([], 1, 1, logs=tmp_path)
+
+
+def test_servers_and_workers_take_turns_on_the_machines(stand_ins, monkeypatch, tmp_path):
+    stand_ins({f"worker {number}": "pass" for number in range(3)})
+    stand_in, places = jobs._start, []
+
+    def start(role, number, host, arguments, variables, ssh):
+        places.append((role, number, host.name, variables["DMLC_NODE_HOST"], variables["DMLC_PS_ROOT_URI"]))
+        return stand_in(role, number)
+
+    monkeypatch.setattr(jobs, "_start", start)
+    launch([], 3, 1, logs=tmp_path, hosts=[Host("a", "192.0.2.1"), Host("b", "192.0.2.2")], port=9000)
+    assert {place[4] for place in places} == {"192.0.2.1"}
+    assert [place[:4] for place in places] == [
+        ("scheduler", 0, "a", "192.0.2.1"),
+        ("server", 0, "a", "192.0.2.1"),
+        ("worker", 0, "a", "192.0.2.1"),
+        ("worker", 1, "b", "192.0.2.2"),
+        ("worker", 2, "a", "192.0.2.1"),
+    ]
 
 
 def test_a_refused_job_leaves_nothing(stand_ins, capsys, tmp_path):
@@ -469,9 +487,20 @@ def test_a_recipe_for_several_processes_is_not_trained_by_one(make, monkeypatch)
         train(make(kvstore="dist_async"))
 
 
-def test_a_head_that_servers_cannot_sum_is_refused(make, monkeypatch):
+@pytest.fixture
+def of_two(monkeypatch):
+    """As in a worker of a job of two."""
     monkeypatch.setenv("VARGFACE_RANK", "0")
-    monkeypatch.setenv("DMLC_NUM_WORKER", "1")
+    monkeypatch.setenv("DMLC_NUM_WORKER", "2")
+
+
+def test_a_batch_that_workers_cannot_share_out_is_refused(make, of_two):
+    message = "batch_size = 6: must be a multiple of the 2 workers x 2 contexts x accumulate = 1"
+    with pytest.raises(InputError, match=message):
+        plan.make_plan(make(kvstore="dist_sync", batch_size=6, context="cpu(0),cpu(1)"))
+
+
+def test_a_head_that_servers_cannot_sum_is_refused(make, of_two, monkeypatch):
     size = 4 * tiny.IDENTITIES * tiny.DIMENSIONS
     monkeypatch.setattr(plan, "MOST_BYTES", size - 1)
     with pytest.raises(InputError, match="4 classes x embedding_size = 16 are 0.00 GB of fc7, .* - set class_share"):
