@@ -4,7 +4,7 @@
         TEACHER=../shared/faces/insightface-y1/model,0 OUT=runs/real-mini
 
 Hardware and time: 2 CPU cores; 2 h 24 min on one of them, the other one busy as well. Result (docs/results.md): mini_ff
-89.25, mini_fp 85.12; with ARGS="generations=2", as long again, 90.00 and 84.62; real_mini_distill.py goes on from there.
+89.25, mini_fp 85.12; with ARGS="generations=2", as long again, 90.00 and 84.62; real_mini_distill.py goes on from it.
 The teacher has 95.25 and 93.00.
 
 6,000 steps x 16 images = 96,000, 9 epochs, no view of a photo twice: half of the faces are mixed from two people's.
