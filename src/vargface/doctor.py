@@ -41,7 +41,7 @@ CONTAINER_MEMORY = (
 SLOW_SETTINGS = {
     "MXNET_MKLDNN_ENABLED": ("0", "switches off what makes a CPU fast (docs/training.md)"),
     "MXNET_ENGINE_TYPE": ("NaiveEngine", "does one operation after the other, for debugging"),
-    "MXNET_SUBGRAPH_BACKEND": ("NONE", "crashed inference with two threads at batch 1 (docs/insightface.md)"),
+    "MXNET_SUBGRAPH_BACKEND": ("NONE", "crashed inference with two threads at batch 1 (docs/inference.md)"),
 }
 
 

@@ -68,7 +68,7 @@ ENVIRONMENT = {
     # "Subgraph backend MKLDNN is activated" is said at every bind and tells a user nothing
     "MXNET_SUBGRAPH_VERBOSE": "0",
     # AVX-512, without the kernels for it that want channels last: MKLDNN takes them for 1x1 and depthwise convolutions
-    # and spends what they save, and more, on changing layouts around them (docs/insightface.md)
+    # and spends what they save, and more, on changing layouts around them (docs/inference.md)
     "DNNL_MAX_CPU_ISA": "AVX512_MIC",
 }
 # The same for a process that trains (`prepare_for_training`). With AVX-512, MKLDNN lays out some layers of the networks
@@ -105,7 +105,7 @@ def prepare_for_training(context: str = "auto") -> None:
 def prepare_for_embedding() -> None:
     """Set what a process that embeds many images on the CPU needs, before MXNet is imported. A value of yours wins.
 
-    Every two cores work on a batch of their own (on two, faster than a batch for each, docs/insightface.md), or more of
+    Every two cores work on a batch of their own (on two, faster than a batch for each, docs/inference.md), or more of
     them where there would be over SIDE_BY_SIDE batches.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(min(cores(), 2), -(-cores() // SIDE_BY_SIDE))))

@@ -20,7 +20,7 @@ from vargface.runtime import SIDE_BY_SIDE, cores, is_thread_count, leave_threads
 
 __all__ = ["BATCH_SIZE", "Embedder"]
 
-# images a pass: what goes through the network together then stays in the cache (docs/insightface.md)
+# images a pass: what goes through the network together then stays in the cache (docs/inference.md)
 BATCH_SIZE = 4
 # that one is bound for: a face alone, a face and its mirror image, and many
 SIZES = (1, 2, BATCH_SIZE)
