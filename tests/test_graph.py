@@ -305,11 +305,34 @@ def test_a_prelu_has_the_values_and_gradients_of_its_formula(form, rows):
     np.testing.assert_allclose(gradients["act_gamma"].asnumpy(), due, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [training_form, inference_form])
+def test_a_prelu_may_have_one_slope_for_all_channels(form):
+    """As Gluon's has; its reshape to a slope a channel read what lay behind it in memory."""
+    one = mx.sym.Pooling(mx.sym.Variable("data"), kernel=(112, 112), pool_type="max")
+    symbol = form(mx.sym.LeakyReLU(one, mx.sym.Variable("act_gamma", shape=(1,)), act_type="prelu", name="act"))
+    random = np.random.default_rng(0)
+    values, weights = random.normal(size=(2, 5, 3))
+    data = np.broadcast_to(values[..., None, None], (5, 3, 112, 112))
+    gradients = {"act_gamma": mx.nd.zeros(1)}
+    executor = symbol.bind(mx.cpu(), {"data": mx.nd.array(data), "act_gamma": mx.nd.array([-0.5])}, gradients)
+    (output,) = executor.forward(is_train=True)
+    np.testing.assert_allclose(output.asnumpy().reshape(5, 3), np.where(values > 0, values, -0.5 * values), rtol=1e-5)
+    executor.backward(mx.nd.array(weights.reshape(output.shape)))
+    np.testing.assert_allclose(gradients["act_gamma"].asnumpy(), [(weights * np.minimum(values, 0)).sum()], rtol=1e-4)
+
+
+def test_the_training_form_is_of_an_image_size():
+    symbol = mx.sym.Pooling(mx.sym.Variable("data"), global_pool=True, pool_type="avg", kernel=(1, 1))
+    ones = {"data": mx.nd.ones((2, 3, 56, 56))}
+    (output,) = training_form(symbol, (56, 56)).bind(mx.cpu(), ones, grad_req="null").forward(is_train=False)
+    np.testing.assert_allclose(output.asnumpy(), 1)
+
+
 def test_rewriting_keeps_every_output_of_a_node_and_every_head_in_its_place():
     """The third part of a split goes where it went, and a rewritten node may be both inside and an output."""
     thirds = mx.sym.SliceChannel(mx.sym.Variable("data"), num_outputs=3)
-    first = mx.sym.LeakyReLU(thirds[0] * 1, act_type="prelu", name="act")
-    symbol = mx.sym.Group([thirds[2] - first, first, thirds[1]])
+    first = mx.sym.LeakyReLU(thirds[1], act_type="prelu", name="act")
+    symbol = mx.sym.Group([thirds[2] - first, first, thirds[0]])
     images = mx.nd.array(np.random.default_rng(0).normal(size=(2, 3, 112, 112)))
     args = {"data": images, "act_gamma": mx.nd.array([-0.5])}
     native, rewritten = (

@@ -82,14 +82,12 @@ def rewrite(symbol: mx.sym.Symbol, rules: list[Rule], image_size: tuple[int, int
         inputs = [moved(entry) for entry in node["inputs"]]
         entry = None
         if node["op"] != "null":
-            input_shapes = [
-                shapes.get(_output_name(graph["nodes"][old], output), ()) for old, output, *_ in node["inputs"]
-            ]
+            input_shapes = [shapes[graph["nodes"][old]["name"], output] for old, output, *_ in node["inputs"]]
             place = Place(node["op"], node["name"], node.get("attrs", {}), inputs, input_shapes)
             entry = next(filter(None, (rule(place, write) for rule in rules)), None)
-        elif node["name"] in shapes and node["name"] != "data":
+        elif node["name"] != "data":
             # a parameter that feeds a reshape can no longer be inferred backwards from its consumer
-            node = {**node, "attrs": {**node.get("attrs", {}), "__shape__": str(shapes[node["name"]])}}
+            node = {**node, "attrs": {**node.get("attrs", {}), "__shape__": str(shapes[node["name"], 0])}}
         if entry is None:
             write.nodes.append({**node, "inputs": inputs})
             entry = [len(write.nodes) - 1, 0, 0]
@@ -101,9 +99,12 @@ def rewrite(symbol: mx.sym.Symbol, rules: list[Rule], image_size: tuple[int, int
     return mx.sym.load_json(json.dumps(graph))
 
 
-def training_form(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
-    """Return `symbol` computing the same, with the right PReLU gradient and fast on the CPU (docs/prelu.md)."""
-    return rewrite(symbol, [_prelu, _global_average, _channel_scale])
+def training_form(symbol: mx.sym.Symbol, image_size: tuple[int, int] = (112, 112)) -> mx.sym.Symbol:
+    """Return `symbol` computing the same, with the right PReLU gradient and fast on the CPU (docs/prelu.md).
+
+    For images of this size alone: the factor of a global average is of it.
+    """
+    return rewrite(symbol, [_prelu, _global_average, _channel_scale], image_size)
 
 
 def inference_form(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
@@ -111,18 +112,12 @@ def inference_form(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     return rewrite(symbol, [_image_prelu, _flat_dense])
 
 
-def _shapes(symbol: mx.sym.Symbol, image_size: tuple[int, int]) -> dict[str, Shape]:
-    """Return the shape of every variable and output by name, for two images: what each image has of its own shows."""
+def _shapes(symbol: mx.sym.Symbol, image_size: tuple[int, int]) -> dict[tuple[str, int], Shape]:
+    """Return (node's name, number of its output) -> shape, for two images: what each image has of its own shows."""
     internals = symbol.get_internals()
-    _, outputs, _ = internals.infer_shape(data=(2, 3, *image_size))
-    return dict(zip(internals.list_outputs(), outputs))
-
-
-def _output_name(node: dict, output: int) -> str:
-    """Return the name under which `list_outputs` has a node's first output, or "" for another one."""
-    if node["op"] == "null":
-        return node["name"]
-    return f"{node['name']}_output" if output == 0 else ""
+    _, shapes, _ = internals.infer_shape(data=(2, 3, *image_size))
+    graph = json.loads(internals.tojson())
+    return {(graph["nodes"][node]["name"], output): shape for (node, output, *_), shape in zip(graph["heads"], shapes)}
 
 
 def _prelu(place: Place, write: Writer) -> Entry | None:
@@ -136,6 +131,8 @@ def _prelu(place: Place, write: Writer) -> Entry | None:
         return None
     (data, slope), name = place.inputs, place.name
     _, channels, *rest = place.shapes[0]
+    if place.shapes[1] != (channels,):  # one slope for all, as Gluon's PReLU has by itself
+        slope = write("broadcast_axis", f"{name}_each", [slope], axis=0, size=channels)
     if len(rest) == 2:
         shape, product = (channels, 1, 1, 1), "Convolution"
         options = {"num_filter": channels, "num_group": channels, "kernel": (1, 1), "no_bias": True}
