@@ -10,7 +10,7 @@ but the first. DNNL_MAX_CPU_ISA is AVX2 as in training; a value from outside win
 it is saved, the slopes whose gradient is a quarter of the true one (all slopes are at 0.25): MXNET_MKLDNN_ENABLED=0
 before it switches MKLDNN off. --rounding gives what each form of the graph is off in float32 from float64,
 as a share of the embedding's largest value, for each image in the file's `data` (N, 3, 112, 112), and what moving each
-weight by half a unit in its last place does to the native one.
+weight by half a unit in its last place, rounded (so half of them by one), does to the native one.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def rounding_table(params: str, file: str) -> list[list[str]]:
         "native symbol": embed(symbol),
         "inference_form": embed(inference_form(symbol)),
         "training_form": embed(training_form(symbol)),
-        "weights moved by half a unit": embed(symbol, moved=0.5) - embed(symbol) + exact,
+        "half of the weights moved by a unit": embed(symbol, moved=0.5) - embed(symbol) + exact,
     }
     return [
         [name, *(f"{error:.1e}" for error in np.abs(value - exact).max(1) / np.abs(exact).max(1))]

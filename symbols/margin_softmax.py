@@ -70,19 +70,22 @@ def get_symbol(
     Norms do not matter, within what `layers.direction` says; gradients are finite at zero and in float16, too.
 
     `label` (N,) of any dtype holds class numbers 0..num_classes-1, exact to 2^24 (larger ones are clipped, so that none
-    writes outside a buffer: whoever makes the labels checks them); a sample with a negative label is of no class: its
-    outputs and its gradient are 0. The head computes in float32 and normalises both the
-    embedding and every row of `fc7_weight`, which starts as InsightFace's, Normal(0.01).
+    writes outside a buffer: whoever makes the labels checks them); a sample with a negative label, or NaN, is of no
+    class: its outputs and its gradient are 0. The head computes in float32 and normalises both the embedding and every
+    row of `fc7_weight`, which starts as InsightFace's, Normal(0.01). (Rows of that have no bound such as `direction`
+    has: one within 1e-5 of zero, which no training was seen to meet, gets a gradient of 1e6.)
 
     The gradient is that of the sum over samples, as SoftmaxOutput(normalization="null") gives it; a Module's optimizer
     with its usual rescale_grad = 1 / (whole batch) makes it the mean, with any number of contexts or workers.
     `grad_scale` multiplies the gradient and not the values, as everywhere in MXNet. Raises ValueError for a setting
-    outside its range: num_classes and embedding_size >= 1, scale > 0, m1 > 0, 0 <= m2 <= pi.
+    outside its range: num_classes and embedding_size >= 1, scale > 0, m1 > 0, 0 <= m2 <= pi, all of them finite.
     """
     _check(num_classes=num_classes, embedding_size=embedding_size, scale=scale, m1=m1, m2=m2)
+    _check_finite(m3=m3, grad_scale=grad_scale)
     stop = mx.sym.BlockGrad
-    label = mx.sym.clip(mx.sym.cast(label, dtype="float32"), _NO_CLASS, num_classes - 1)
-    labelled = label >= 0
+    label = mx.sym.floor(mx.sym.cast(label, dtype="float32"))
+    labelled = label >= 0  # NaN is not
+    label = mx.sym.where(labelled, mx.sym.clip(label, 0, num_classes - 1), mx.sym.zeros_like(label) + _NO_CLASS)
     logits = _scaled_cosines(embedding, num_classes, embedding_size, scale)
     cosine = mx.sym.pick(logits, label, axis=1) * labelled / scale
     # Worked out from a cosine without a gradient, so that backward keeps neither the one-hot nor the arccos;
@@ -112,6 +115,7 @@ def get_symbol(
 
 def _check(**settings: float) -> None:
     """Raise ValueError naming the setting, its value and the range allowed."""
+    _check_finite(**settings)
     smallest = {"num_classes": 1, "embedding_size": 1, "m2": 0.0}
     for name, value in settings.items():
         if name in smallest and not value >= smallest[name]:
@@ -120,6 +124,13 @@ def _check(**settings: float) -> None:
             raise ValueError(f"{name} = {value}: must be greater than 0")
     if settings["m2"] > math.pi:
         raise ValueError(f"m2 = {settings['m2']}: an angle in radians, at most pi")
+
+
+def _check_finite(**settings: float) -> None:
+    """Raise ValueError naming the setting that is infinite or no number."""
+    for name, value in settings.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} = {value}: must be a finite number")
 
 
 def _scaled_cosines(embedding: mx.sym.Symbol, num_classes: int, embedding_size: int, scale: float) -> mx.sym.Symbol:

@@ -276,10 +276,11 @@ def test_a_label_past_the_classes_is_clipped():
 
 
 @pytest.mark.parametrize("margins", SETTINGS, ids=str)
-def test_a_sample_of_no_class_counts_for_nothing(margins):
+@pytest.mark.parametrize("none", [-1, -0.5, -7, np.nan])
+def test_a_sample_of_no_class_counts_for_nothing(margins, none):
     embedding, weight, label = problem(batch=9)
     kept = np.array([0, 1, 3, 5, 6, 8])
-    some = np.full(9, -1)
+    some = np.full(9, none)
     some[kept] = label[kept]
     values, to_embedding, to_weight = run(embedding, weight, some, **margins)
     alone, to_kept, to_weight_alone = run(embedding[kept], weight, label[kept], **margins)
@@ -310,7 +311,11 @@ def test_memory_planned_is_that_of_the_plain_softmax():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"num_classes": 0}, {"embedding_size": 0}, {"scale": 0.0}, {"m1": 0.0}, {"m2": -0.1}, {"m2": 3.2}]
+    "setting",
+    [
+        *({"num_classes": 0}, {"embedding_size": 0}, {"scale": 0.0}, {"m1": 0.0}, {"m2": -0.1}, {"m2": 3.2}),
+        *({"m3": math.nan}, {"scale": math.inf}, {"m1": math.inf}, {"grad_scale": math.nan}),
+    ],
 )
 def test_settings_outside_their_range_are_refused_by_name(setting):
     keywords = {"num_classes": 7, "embedding_size": 6, **setting}

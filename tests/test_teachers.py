@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
 import pytest
 import tiny
 
+from vargface import packages
 from vargface.errors import InputError
 from vargface.inference import unit
 from vargface.runtime import mx
@@ -168,5 +170,5 @@ def test_an_onnx_model_that_embeds_no_faces_is_said(tmp_path, keys, message):
 def test_without_onnxruntime_it_is_said_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "t.onnx").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(InputError, match=r"an ONNX teacher needs onnx .* - pip install .*'.\[export\]'"):
+    with pytest.raises(InputError, match=f"an ONNX teacher needs onnx .* - {re.escape(packages.install('export'))}"):
         TeacherModels(f"{tmp_path}/t.onnx")
