@@ -32,8 +32,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vargface.errors import InputError
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -171,9 +169,8 @@ class Worker:
         theirs = ("MXNET_", "DNNL_", "OMP_", "MKL_")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
         environment.update({name: value.format(threads=threads) for name, value in WAYS[way].items()})
-        if (
-            way == "Module"
-        ):  # with the kernels of MXNet as it comes; its threads are vargface.runtime's, as everywhere here
+        # Module: with the kernels of MXNet as it comes; its threads are vargface.runtime's, as everywhere here
+        if way == "Module":
             environment.update(DNNL_MAX_CPU_ISA="ALL")
         command = [sys.executable, __file__, "--way", way, "--model", options.model, "--files", str(files)]
         command += ["--batch", str(batch), "--threads", str(threads), *(["--cpu-time"] if options.cpu_time else [])]
@@ -224,6 +221,8 @@ def main() -> None:
     if options.way:
         work(options)
         return
+    from vargface.errors import InputError  # not above: torch_inference.py takes `answer` from here, without vargface
+
     lacking = [word for word, given in {"int8": options.calibrate, "PyTorch": options.torch}.items() if not given]
     ways = [way for way in options.only if not any(word in way for word in lacking)]
     with tempfile.TemporaryDirectory() as temporary:
@@ -284,6 +283,7 @@ def for_torch(model: str, files: Path) -> None:
 def check_whose(files: Path, model: str) -> None:
     """Write down that `files` are those of `model`. Raises InputError where they are another's."""
     from vargface.checkpoint import model_digest
+    from vargface.errors import InputError
 
     whose = model_digest(model)
     if (files / WHOSE).is_file() and (files / WHOSE).read_text() != whose:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def benchmark(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_what_pytorchs_worker_takes_from_inference_needs_no_package():
+    """Its environment has torch and numpy, and none of ours."""
+    code = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); from inference import answer"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
