@@ -210,7 +210,7 @@ def test_a_server_that_cannot_update_ends_the_job(job, tmp_path):
     (tmp_path / "ssh").write_text('#!/bin/sh\nshift\nexec sh -c "$1"\n')
     (tmp_path / "ssh").chmod(0o755)
     site = """
-if "server" in getattr(sys, "orig_argv", []):
+if b"server" in open("/proc/self/cmdline", "rb").read().split(b"\\0"):  # Python 3.8 has no sys.orig_argv
     from vargface.training import row_update
     row_update.RowUpdate._learn = None
 """
