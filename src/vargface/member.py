@@ -62,16 +62,15 @@ def _serve(role: str) -> int:
 
     # not before: MXNet serves while it is imported where it finds this set, and pickles then meet a half of it
     os.environ["DMLC_ROLE"] = role
-    sys.unraisablehook = lambda met: _fail(met.exc_type, met.exc_value, met.exc_traceback)
-    sys.excepthook = _fail  # what Python 3.8 calls for it
+    sys.unraisablehook = _fail
     _held.append(mx.kv.create("dist"))
     mx.kvstore.kvstore_server.KVStoreServer(_held[0]).run()
     return 0
 
 
-def _fail(*met: Any) -> None:
+def _fail(met: Any) -> None:
     """End a server whose update failed: MXNet would go on as if it had been done."""
-    traceback.print_exception(*met)
+    traceback.print_exception(met.exc_type, met.exc_value, met.exc_traceback)
     _end_with(1)
 
 
