@@ -272,11 +272,10 @@ def test_the_commands_that_mend(monkeypatch):
     ],
 )
 def test_platforms(look, monkeypatch, where, fault, built):
-    found = gpu.platform_fault(*where)
+    for name, value in zip(("system", "machine", "libc_ver"), (*where[:2], (where[2], ""))):
+        monkeypatch.setattr(gpu.platform, name, lambda value=value: value)
+    found = gpu.platform_fault()
     assert (fault in found[0], bool(found[0]), found[1]) == (True, bool(fault), built)
-    for name, value in zip(("system", "machine"), where):
-        monkeypatch.setattr(doctor.platform, name, lambda value=value: value)
-    monkeypatch.setattr(doctor.platform, "libc_ver", lambda: (where[2], ""))
     assert marks(look()["Python"]) == [WARNING if built else FAULT if fault else OK]
 
 

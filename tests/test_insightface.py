@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -177,6 +178,16 @@ def test_real_networks_on_real_faces_in_0_1_5(real_models, real_photos, tmp_path
         assert found > 0.99999
 
 
+def photo_with_landmarks(aligned: str, folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """A photo (300, 300, 3) RGB of that face, its landmarks (5, 2), and the files in `folder` that hold both."""
+    photo = cv2.resize(rgb([aligned])[0], (300, 300))
+    landmarks = (TEMPLATE * 300 / 112).astype(np.float32)
+    files = [str(folder / name) for name in ("photo.png", "points.npy")]
+    cv2.imwrite(files[0], photo[:, :, ::-1])
+    np.save(files[1], landmarks)
+    return photo, landmarks, files
+
+
 @pytest.mark.parametrize("form", ["onnx", "avx512"])
 def test_real_networks_on_real_faces_in_todays(real_models, real_photos, tmp_path, form):
     """The last row is a face that both align: OpenCV 4 and 5 differ by 1 in a few of its values."""
@@ -184,15 +195,11 @@ def test_real_networks_on_real_faces_in_todays(real_models, real_photos, tmp_pat
     pytest.importorskip("onnx", reason="needs the extra 'export'")
     from vargface.deploy.onnx_file import export_onnx
 
-    photo = cv2.resize(rgb(real_photos[:1])[0], (300, 300))
-    cv2.imwrite(str(tmp_path / "photo.png"), photo[:, :, ::-1])
-    landmarks = (TEMPLATE * 300 / 112).astype(np.float32)
-    np.save(tmp_path / "points.npy", landmarks)
+    photo, landmarks, files = photo_with_landmarks(real_photos[0], tmp_path)
     for model in real_models:
         checkpoint = load_checkpoint(model)
         export_onnx(fold(checkpoint), tmp_path / "real.onnx", wide_groups=form == "avx512")
-        arguments = [str(tmp_path / name) for name in ("real.onnx", "photo.png", "points.npy")]
-        theirs = run(python, NEW, *arguments, *real_photos, str(tmp_path / "new.npy"))
+        theirs = run(python, NEW, str(tmp_path / "real.onnx"), *files, *real_photos, str(tmp_path / "new.npy"))
         ours = unit(FrozenNetwork(checkpoint, 8)(rgb(real_photos).transpose(0, 3, 1, 2)))
         apart = np.abs(unit(theirs[:16]) - ours).max()
         aligned = cosines(theirs[-1:], Embedder(model).embed_photo(photo, landmarks[None], flip=False)).min()
@@ -209,16 +216,12 @@ def test_an_int8_file_in_todays(real_models, real_photos, tmp_path):
     pytest.importorskip("onnx", reason="needs the extra 'export'")
     from vargface.deploy.int8 import export_int8
 
-    photo = cv2.resize(rgb(real_photos[:1])[0], (300, 300))
-    cv2.imwrite(str(tmp_path / "photo.png"), photo[:, :, ::-1])
-    landmarks = (TEMPLATE * 300 / 112).astype(np.float32)
-    np.save(tmp_path / "points.npy", landmarks)
+    *_, files = photo_with_landmarks(real_photos[0], tmp_path)
     faces = rgb(real_photos).transpose(0, 3, 1, 2)
     for model in real_models:
         checkpoint = load_checkpoint(model)
         export_int8(fold(checkpoint), tmp_path / "int8.onnx", faces)
-        arguments = [str(tmp_path / name) for name in ("int8.onnx", "photo.png", "points.npy")]
-        theirs = run(python, NEW, *arguments, *real_photos, str(tmp_path / "new.npy"))[:-1]
+        theirs = run(python, NEW, str(tmp_path / "int8.onnx"), *files, *real_photos, str(tmp_path / "new.npy"))[:-1]
         ours = OnnxNetwork(tmp_path / "int8.onnx")(faces)
         same = cosines(theirs, np.concatenate([ours, ours])).min()
         near = cosines(theirs[:16], FrozenNetwork(checkpoint, 8)(faces))

@@ -83,7 +83,7 @@ def examine(folder: str | Path = ".") -> list[Finding]:
 
 def _python(version: tuple[int, int], distutils: bool) -> Iterator[Finding]:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    elsewhere, untried = gpu.platform_fault(platform.system(), platform.machine(), platform.libc_ver()[0])
+    elsewhere, untried = gpu.platform_fault()
     if elsewhere:
         yield Finding(WARNING if untried else FAULT, "Python", found, elsewhere)
     elif version < (3, 8):

@@ -88,11 +88,10 @@ def survey(load: Callable[[str], Any] = ctypes.CDLL) -> Survey:
     return Survey(gpus, (version.value // 1000, version.value % 1000 // 10), "")
 
 
-def platform_fault(system: str, machine: str, libc: str) -> tuple[str, bool]:
-    """Return what is wrong with MXNet 1.9.1 on this platform, "" if nothing, and whether there is a build at least.
-
-    As `platform` names them: Linux, Darwin; x86_64, aarch64, arm64; glibc, "" (musl and others).
-    """
+def platform_fault() -> tuple[str, bool]:
+    """Return what is wrong with MXNet 1.9.1 on this platform, "" if nothing, and whether there is a build at least."""
+    # Linux, Darwin; x86_64, aarch64, arm64; glibc, "" (musl and others)
+    system, machine, libc = platform.system(), platform.machine(), platform.libc_ver()[0]
     if (system, machine) == ("Linux", "x86_64") and libc == "glibc":
         return "", False
     if (system, machine, libc) == ("Linux", "aarch64", "glibc") or (system, machine) == ("Darwin", "x86_64"):
@@ -171,7 +170,7 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 if __name__ == "__main__":
-    fault, built = platform_fault(platform.system(), platform.machine(), platform.libc_ver()[0])
+    fault, built = platform_fault()
     if fault and not built:
         sys.exit(fault)
     extra, reason = choose(survey())

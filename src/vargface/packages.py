@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from vargface.errors import InputError
 
-__all__ = ["OPTIONAL", "REQUIRED", "Fault", "anew", "broken", "install", "instead", "require"]
+__all__ = ["OPTIONAL", "REQUIRED", "Fault", "anew", "broken", "install", "instead", "require", "requirements"]
 
 # module -> the package that brings it (setup.py); numpy first, which others are built for
 REQUIRED = {
@@ -63,7 +63,8 @@ def broken(modules: Iterable[str] = tuple(REQUIRED)) -> list[Fault]:
         except Exception as error:  # of a package built for another numpy it may be any
             why = str(error).strip().partition("\n")[0] or type(error).__name__
             package = {**REQUIRED, **OPTIONAL}[name]
-            fix = anew(next((line for line in requirements() if _name(line) == _name(package)), package))
+            asked = (*requirements(), *requirements("export"))
+            fix = anew(next((line for line in asked if _name(line) == _name(package)), package))
             found.append(Fault(name, why, WITH_DISPLAY + fix if "libGL" in why else fix))
             if name == "numpy":  # the others need it
                 break
