@@ -1,16 +1,17 @@
 """Forms of PReLU in the graph that trains full-width VarGFaceNet: which slopes' gradients are right, speed, memory.
 
     python benchmarks/prelu_forms.py [--batch 8] [--rounds 5]
-    python benchmarks/prelu_forms.py --slopes
+    python benchmarks/prelu_forms.py --slopes [--batch 8] [--multiplier 1.25]
     python benchmarks/prelu_forms.py --rounding FILE.params IMAGES.npz
 
 The first prints, for every form, images a second of forward and backward on one thread, the forms taking turns, median
 over rounds, and what the executor says it allocated. Squeeze-excitation and pooling are in their fast form in all rows
 but the first. DNNL_MAX_CPU_ISA is AVX2 as in training; a value from outside wins. --slopes counts, for each network as
-it is saved, the slopes whose gradient is a quarter of the true one (all slopes are at 0.25): MXNET_MKLDNN_ENABLED=0
-before it switches MKLDNN off. --rounding gives what each form of the graph is off in float32 from float64,
-as a share of the embedding's largest value, for each image in the file's `data` (N, 3, 112, 112), and what moving each
-weight by half a unit in its last place, rounded (so half of them by one), does to the native one.
+it is saved, the slopes whose gradient is a quarter of the true one (all slopes are at 0.25), VarGFaceNet's of this
+multiplier: MXNET_MKLDNN_ENABLED=0 before it switches MKLDNN off, OMP_NUM_THREADS sets the threads. --rounding gives
+what each form of the graph is off in float32 from float64, as a share of the embedding's largest value, for each image
+in the file's `data` (N, 3, 112, 112), what moving each weight by half a unit in its last place, rounded (so half of
+them by one), does to the native one, and what each is off from the file's `fc1` (N, 512).
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from vargface.graph import Place, Rule, Writer, inference_form, rewrite, trainin
 from vargface.runtime import mx  # noqa: E402
 from vargface.symbols import mobilefacenet, resnet, vargfacenet  # noqa: E402
 
-NETWORKS: dict[str, Callable[[], mx.sym.Symbol]] = {
-    "VarGFaceNet, authors'": vargfacenet.get_symbol,
-    "LResNet18-IR": lambda: resnet.get_symbol(num_layers=18),
-    "MobileFaceNet y2": lambda: mobilefacenet.get_symbol(variant="y2"),
+NETWORKS: dict[str, Callable[[float], mx.sym.Symbol]] = {
+    "VarGFaceNet, authors'": lambda multiplier: vargfacenet.get_symbol(multiplier=multiplier),
+    "LResNet18-IR": lambda _: resnet.get_symbol(num_layers=18),
+    "MobileFaceNet y2": lambda _: mobilefacenet.get_symbol(variant="y2"),
 }
 
 
@@ -119,22 +120,22 @@ def step_of(module: mx.mod.Module) -> Callable[[], None]:
     return step
 
 
-def slope_gradients(symbol: mx.sym.Symbol, slopes: list[str]) -> dict[str, np.ndarray]:
+def slope_gradients(symbol: mx.sym.Symbol, slopes: list[str], batch: int) -> dict[str, np.ndarray]:
     """Return slope -> its gradient after one step."""
-    module = bound(symbol, batch=4)
+    module = bound(symbol, batch)
     step_of(module)()
     group = module._exec_group
     gradients = dict(zip(group.param_names, group.grad_arrays))
     return {name: gradients[name][0].asnumpy() for name in slopes}
 
 
-def slopes_table() -> list[list[str]]:
+def slopes_table(batch: int, multiplier: float) -> list[list[str]]:
     """Return a row for every network: its name, slopes with a quarter of the true gradient, with another wrong one."""
     rows = []
     for name, network in NETWORKS.items():
-        symbol = network()
+        symbol = network(multiplier)
         slopes = [argument for argument in symbol.list_arguments() if argument in slopes_of(symbol)]
-        found, true = (slope_gradients(graph, slopes) for graph in (symbol, training_form(symbol)))
+        found, true = (slope_gradients(graph, slopes, batch) for graph in (symbol, training_form(symbol)))
         ratios = [float(np.vdot(found[key], true[key]) / np.vdot(true[key], true[key])) for key in slopes]
         quarter, right = (sum(abs(ratio - value) < 0.02 for ratio in ratios) for value in (0.25, 1))
         rows.append([name, f"{quarter} of {len(slopes)}", str(len(slopes) - quarter - right)])
@@ -155,8 +156,13 @@ def allocated(module: mx.mod.Module) -> int:
 
 
 def rounding_table(params: str, file: str) -> list[list[str]]:
-    """Return a row for every form: its name, its error for each image."""
-    images, symbol = np.load(file)["data"], vargfacenet.get_symbol()
+    """Return a row for every form: its name, its error for each image, its distance from the golden embedding of each.
+
+    float64 is the inference form's: MXNet works out the native PReLU in float32 whatever the arrays are.
+    """
+    with np.load(file) as stored:
+        images, golden = stored["data"], stored["fc1"]
+    symbol = vargfacenet.get_symbol()
     params = matching(symbol, load_params(params), params)
 
     def embed(form: mx.sym.Symbol, dtype: str = "float32", moved: float = 0.0) -> np.ndarray:
@@ -172,18 +178,19 @@ def rounding_table(params: str, file: str) -> list[list[str]]:
         executor = form.bind(mx.cpu(), args, grad_req="null", aux_states=auxs)
         return executor.forward(is_train=False)[0].asnumpy().astype("float64")
 
-    # MXNet works out the native PReLU in float32 whatever the arrays are
+    def errors(embeddings: np.ndarray, reference: np.ndarray) -> list[str]:
+        return [f"{error:.1e}" for error in np.abs(embeddings - reference).max(1) / np.abs(reference).max(1)]
+
     exact = embed(inference_form(symbol), "float64")
     found = {
         "native symbol": embed(symbol),
         "inference_form": embed(inference_form(symbol)),
         "training_form": embed(training_form(symbol)),
-        "half of the weights moved by a unit": embed(symbol, moved=0.5) - embed(symbol) + exact,
+        "float64": exact,
     }
-    return [
-        [name, *(f"{error:.1e}" for error in np.abs(value - exact).max(1) / np.abs(exact).max(1))]
-        for name, value in found.items()
-    ]
+    rows = [[name, *errors(value, exact), *errors(value, golden)] for name, value in found.items()]
+    moved = embed(symbol, moved=0.5) - embed(symbol) + exact
+    return [*rows, ["half of the weights moved by a unit", *errors(moved, exact), *[""] * len(images)]]
 
 
 def main() -> None:
@@ -191,15 +198,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--multiplier", type=float, default=1.25, help="width of VarGFaceNet's slopes")
     parser.add_argument("--slopes", action="store_true", help="count the wrong gradients instead")
     parser.add_argument("--rounding", nargs=2, metavar=("FILE.params", "IMAGES.npz"), help="errors of float32 instead")
     options = parser.parse_args()
     if options.rounding:
         rows = rounding_table(*options.rounding)
-        print(format_table(["form", *(f"image {n + 1}" for n in range(len(rows[0]) - 1))], rows, markdown=True))
+        numbers = range(1, len(rows[0]) // 2 + 1)
+        columns = [f"image {n}, {what}" for what in ("from float64", "from fc1") for n in numbers]
+        print(format_table(["form", *columns], rows, markdown=True))
         return
     if options.slopes:
-        print(format_table(["network", "a quarter", "otherwise wrong"], slopes_table(), markdown=True))
+        print(
+            format_table(
+                ["network", "a quarter", "otherwise wrong"],
+                slopes_table(options.batch, options.multiplier),
+                markdown=True,
+            )
+        )
         return
     modules = {form: bound(graph(vargfacenet.get_symbol()), options.batch) for form, graph in FORMS.items()}
     steps = {form: step_of(module) for form, module in modules.items()}
