@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import tiny
+from easydict import EasyDict
 
 from vargface.checkpoint import load_checkpoint
 from vargface.cli import main
@@ -21,6 +24,7 @@ from vargface.data.packs import read_pack
 from vargface.errors import InputError
 from vargface.eval.verification import verify
 from vargface.inference import FrozenNetwork
+from vargface.interrupt import Terminated
 from vargface.recipe import load_recipe
 from vargface.study import runner
 from vargface.study.cells import Job, load_study
@@ -64,11 +68,11 @@ def test_main_rows_come_first_with_all_their_seeds(study, tmp_path):
 
 
 def test_a_cells_keys_win_over_the_command_lines(study, tmp_path):
-    jobs = load_study(study).jobs(tmp_path, ["data=d", "teacher=t", "seed=9"], seeds=1, other="o")
+    jobs = load_study(study).jobs(tmp_path, ["data=d", "teacher=t"], seeds=1, other="o")
     taught, untaught, weak = (
-        load_recipe(study, next(job.keys for job in jobs if job.cell == cell))
-        for cell in ("taught", "Un-taught", "weak")
+        next(job.recipe for job in jobs if job.cell == cell) for cell in ("taught", "Un-taught", "weak")
     )
+    assert all(job.recipe == load_recipe(study, job.keys) for job in jobs)  # what `vargface train` reads
     assert (taught.teacher, taught.teacher_store) == ("t", str(tmp_path / "store"))
     assert (untaught.teacher, untaught.teacher_store) == ("", "")
     assert (weak.teacher, weak.teacher_store) == ("o", "")
@@ -76,16 +80,53 @@ def test_a_cells_keys_win_over_the_command_lines(study, tmp_path):
     assert taught.verify_every > taught.steps
 
 
+@pytest.mark.parametrize("key", ["seed=9", "verify_every=1", "generations=3"])
+def test_what_the_study_sets_the_command_line_may_not(study, tmp_path, key):
+    """Rows would not be what they are called."""
+    with pytest.raises(InputError, match=f"^{key.partition('=')[0]}: set by the study"):
+        load_study(study).jobs(tmp_path, ["data=d", key], 1, "")
+
+
 def test_without_another_teacher_its_cells_are_left_out(study, tmp_path):
     assert {job.cell for job in load_study(study).jobs(tmp_path, [], 1, "")} == {"taught", "Un-taught"}
 
 
-def test_the_studies_of_the_project_name_rows_that_they_have(root):
-    for name in ("real_mini", "synthetic"):
-        found = load_study(root / "recipes" / "study" / f"{name}.py")
-        jobs = found.jobs(Path("out"), [], 3, "other")
-        assert len({job.folder for job in jobs}) == len(jobs) == 3 * len(found.cells)
-        assert not load_recipe(found.path).teacher
+@pytest.mark.parametrize("name", ["real_mini", "synthetic"])
+def test_the_cells_of_the_projects_studies_are_what_they_are_called(root, name):
+    found = load_study(root / "recipes" / "study" / f"{name}.py")
+    jobs = found.jobs(Path("out"), ["data=d", "teacher=t"], 3, "other")
+    assert len({job.folder for job in jobs}) == len(jobs) == 3 * len(found.cells)
+    assert not load_recipe(found.path).teacher
+    of_cell = {job.cell: job.recipe for job in jobs if job.seed == 1}
+    plain = of_cell["Eq. 5, alpha 7"]
+    assert (plain.distillation, plain.alpha, plain.teacher, plain.generations) == ("angular", 7, "t", 3)
+    assert (plain.variant or "authors", plain.augment, plain.seed) == ("authors", 0, 1)
+    # generations apart, by what does a cell differ from that one?
+    differing = {
+        cell: {key: recipe[key] for key in recipe if key not in ("out", "generations") and recipe[key] != plain[key]}
+        for cell, recipe in of_cell.items()
+    }
+    later = differing.pop("ArcFace from the middle on", {"margin_ramp": [200, 400]})
+    assert later == {"margin_ramp": [200, 400]}
+    untaught = {"teacher": "", "teacher_store": ""}
+    assert differing == {
+        "Eq. 5, alpha 7": {},
+        "no distillation": untaught,
+        "Eq. 5, alpha 1": {"alpha": 1},
+        "Eq. 5, alpha 30": {"alpha": 30},
+        "Eq. 5, alpha 100": {"alpha": 100},
+        "Eq. 4": {"distillation": "shrink"},
+        "cosine": {"distillation": "cosine"},
+        "twice the steps": {"steps": 2 * plain.steps},
+        "three times the steps": {"steps": 3 * plain.steps},
+        "variant insightface": {"variant": "insightface"},
+        "asked in the loop": {"teacher_store": ""},
+        "another teacher": {"teacher": "other", "teacher_store": ""},
+    }
+    assert {cell: recipe.generations for cell, recipe in of_cell.items() if recipe.generations > 1} == {
+        "Eq. 5, alpha 7": 3,
+        "no distillation": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -95,6 +136,10 @@ def test_the_studies_of_the_project_name_rows_that_they_have(root):
         (('main = ["Un', 'main = ["Wrong'), "'Wrong-taught'"),
         (('("taught, generation 2"', '("taught, generation 3"'), "'taught, generation 3'"),
         (('{"generations"', '{"generation"'), "unknown key 'generation'"),
+        (('{"generations": 2}', "2"), "has no `cells"),
+        (('["Un-taught"]', '"taught"'), "main = 'taught': must be a list"),
+        (('"teaching")', '"teaching", 1)'), "comparisons: must be a list"),
+        (('"weak":', '"un taught":'), "'Un-taught' and 'un taught' would have one folder"),
     ],
 )
 def test_a_study_that_names_what_there_is_not_is_refused(study, change, message):
@@ -122,15 +167,64 @@ def test_a_study_from_store_to_table(study, data, teacher, tmp_path, capsys):
     assert printed == (out / "study.md").read_text()
     assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line]
+    assert rows[0][2:] == ["pairs %", "TAR pairs %", "cosine", "img/s"]
     assert [row[0] for row in rows[2:5]] == ["taught", "taught, generation 2", "Un-taught"]
     accuracy = json.loads((out / "cells/taught/seed-0/gen-2/result.json").read_text())["packs"]["pairs"]["accuracy"]
-    assert rows[3][1:3] == ["1", f"{100 * accuracy:.2f}"]
+    assert rows[3][1:3] == ["0", f"{100 * accuracy:.2f}"]
     assert [row[4] != "-" for row in rows[2:5]] == [True, True, False]  # an undistilled one is held against nobody
     before = (out / "cells/taught/seed-0/result.json").stat().st_mtime_ns
     assert main([*command, "--summary"]) == 0
     assert main(command) == 0  # nothing left to do
     assert capsys.readouterr().out == printed * 2
     assert (out / "cells/taught/seed-0/result.json").stat().st_mtime_ns == before
+    check_that_foreign_runs_are_refused(command, study, out, capsys)
+
+
+def check_that_foreign_runs_are_refused(command, study, out, capsys) -> None:
+    """Of a study that is finished: what is not of it is in no table."""
+    cell = out / "cells/taught/seed-0"
+
+    def refused(*arguments) -> str:
+        assert main([*command, *arguments]) == 2
+        return capsys.readouterr().err
+
+    for arguments in (["--summary"], []):
+        found = refused("batch_size=2", "lr=0.5", *arguments)
+        assert f"{out}/cells/un-taught/seed-0: holds a run of another recipe (batch_size, lr differ)" in found
+    assert "nosuch" in refused("teacher=nosuch,1", "--summary")
+    assert "weak: " in refused("--other", "nosuch,1")
+
+    kept = json.loads((cell / "held-out.json").read_text())
+    for foreign in ({"teacher": "somebody"}, {"images": 7}, {"model": 9}, {"packs": ["lfw"]}):
+        (cell / "held-out.json").write_text(json.dumps({**kept, "cosine": 2, **foreign}))
+        assert main([*command, "--summary"]) == 0
+        assert json.loads((cell / "held-out.json").read_text()) == kept
+    for file, text, message in (
+        ("recipe.json", None, "and no recipe.json - put that back"),
+        ("result.json", "{}", "result.json: not what training wrote"),
+        ("result.json", json.dumps({**json.loads((cell / "result.json").read_text()), "packs": {}}), "verified on"),
+        ("held-out.json", "no", "held-out.json: cannot be read"),
+    ):
+        before = (cell / file).read_bytes()
+        (cell / file).unlink() if text is None else (cell / file).write_text(text)
+        assert message in refused("--summary")
+        (cell / file).write_bytes(before)
+    study.write_text(STUDY.replace('{"generations": 2}', '{"generations": 2, "m2": 0.4}'))
+    assert f"{cell}: holds a run of another recipe (m2 differ)" in refused("--summary")
+
+
+def test_a_study_on_data_without_packs_is_refused_before_anything_is_written(study, data, teacher, tmp_path, capsys):
+    bare = shutil.copytree(data, tmp_path / "bare", ignore=shutil.ignore_patterns("*.bin"))
+    assert main(["study", str(study), f"data={bare}", f"teacher={teacher}", f"out={tmp_path / 'out'}"]) == 2
+    assert "has no verification pack" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_whose_trainings_all_fail_says_so(study, data, teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "run_jobs", lambda recipe, jobs, at_once: [Path("a.log")])
+    monkeypatch.setattr(runner, "make_store", lambda *_: None)
+    assert main(["study", str(study), f"data={data}", f"teacher={teacher}", f"out={tmp_path / 'out'}"]) == 2
+    assert "1 of 6 trainings failed - see a.log" in capsys.readouterr().err
 
 
 def test_the_held_out_cosine_is_that_of_the_unit_embeddings(data, teacher, tmp_path):
@@ -180,7 +274,7 @@ def program(tmp_path, monkeypatch):
 
     def job(name: str, lr: str) -> Job:
         folder = tmp_path / name / "seed-0"
-        return Job(name, 0, folder, (f"lr={lr}", f"out={folder}"), 1)
+        return Job(name, 0, folder, (f"lr={lr}", f"out={folder}"), EasyDict(generations=1))
 
     return job
 
@@ -210,19 +304,21 @@ def test_what_is_finished_is_not_run_again(program):
     assert runner.run_jobs("recipe", [job], 1) == []
 
 
-def test_ctrl_c_stops_every_training_and_waits_for_it(program):
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, Terminated)])
+def test_a_signal_stops_every_training_and_waits_for_it(program, number, error):
+    """Ctrl-C, and the end of the terminal, of which the trainings, in sessions of their own, do not hear."""
     jobs = [program("a", "60"), program("b", "60"), program("c", "0")]
 
     def interrupt(*_):
         if all((job.folder / "begun").exists() for job in jobs[:2]):
             signal.setitimer(signal.ITIMER_REAL, 0)
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
     started = time.monotonic()
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(error):
             runner.run_jobs("recipe", jobs, 2)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -254,16 +350,17 @@ def test_means_and_deviations_are_those_of_the_seeds(study, tmp_path, monkeypatc
         return None if generation > 1 else Figures(packs, 0.5, 9.0)
 
     monkeypatch.setattr("vargface.study.summary.figures_of", figures)
-    table, *note, differences = tables(found, collect(found, jobs, None)).split("\n\n")
-    assert [line[:23] for line in note] == ([] if told else [r"\* fewer than 1 / FAR p"])
+    table, *notes, differences = tables(found, collect(found, jobs, None)).split("\n\n")
+    assert [line[:23] for line in notes] == [*([] if told else [r"\* fewer than 1 / FAR p"]), "± in the table above: s"]
     tar = "25.0 ± 0.0" if told else r"25.0 ± 0.0\*"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert rows == [
-        ["taught", "3", "70.00 ± 20.00", tar, "0.500 ± 0.000", "9"],
-        ["Un-taught", "3", "60.00 ± 26.46", tar, "0.500 ± 0.000", "9"],
+        ["taught", "0, 1, 2", "70.00 ± 20.00", tar, "0.500 ± 0.000", "9"],
+        ["Un-taught", "0, 1, 2", "60.00 ± 26.46", tar, "0.500 ± 0.000", "9"],
     ]
     (row,) = ([cell.strip() for cell in line.split("|")[1:-1]] for line in differences.splitlines()[2:])
-    assert row == ["teaching", "taught", "Un-taught", "3", "+10.00 ± 24.84", "+10.00 ± 24.84"]
+    shown = ["+10.00 ± 24.84", "+10.00 ± 24.84", "+0.00 ± 0.00"]
+    assert row == ["teaching", "taught", "Un-taught", "0, 1, 2", *shown]
 
 
 def test_the_picture_has_a_row_a_cell_and_a_dot_a_seed():
@@ -283,4 +380,4 @@ def test_the_picture_has_a_row_a_cell_and_a_dot_a_seed():
 
 
 def test_a_cell_that_is_not_finished_has_no_figures(tmp_path):
-    assert figures_of(Job("a", 0, tmp_path, (), 1), 1, None) is None
+    assert figures_of(Job("a", 0, tmp_path, (), EasyDict()), 1, None) is None

@@ -33,10 +33,10 @@ def _study(arguments: argparse.Namespace) -> None:
     from vargface.recipe import load_recipe
     from vargface.runtime import cores
     from vargface.study.cells import load_study
+    from vargface.study.checks import check_jobs
     from vargface.study.picture import draw_study
     from vargface.study.runner import make_store, run_jobs
     from vargface.study.summary import HeldOut, collect, tables
-    from vargface.training.plan import make_plan
 
     study = load_study(arguments.study)
     recipe = load_recipe(arguments.study, arguments.overrides)
@@ -46,19 +46,24 @@ def _study(arguments: argparse.Namespace) -> None:
     keys = [override for override in arguments.overrides if not override.startswith("out=")]
     out = Path(recipe.out)
     jobs = study.jobs(out, keys, arguments.seeds, arguments.other)
+    # what is wrong with a cell, the data or a teacher is said before anything is written
+    check_jobs(jobs)
+    held_out = HeldOut(recipe.data, recipe.packs)
     failed = []
     if not arguments.summary:
-        make_plan(recipe)  # what is wrong with the data or the teacher is said before anything is written
         make_folder(out)
         with locked_folder(out):
             make_store(recipe.teacher, recipe.data, out / "store")
             failed = run_jobs(study.path, jobs, arguments.jobs or cores())
-    found = collect(study, jobs, HeldOut(recipe.data, recipe.packs))
-    text = tables(study, found)
-    print(text)
-    with whole_file(out / "study.md", "w") as file:
-        file.write(f"{text}\n")
-    with whole_file(out / "study.png", "wb") as file:
-        file.write(draw_study(found))
+    found = collect(study, jobs, held_out)
+    if found:
+        text = tables(study, found)
+        print(text)
+        with whole_file(out / "study.md", "w") as file:
+            file.write(f"{text}\n")
+        with whole_file(out / "study.png", "wb") as file:
+            file.write(draw_study(found))
+    elif not failed:
+        raise InputError("nothing of the study is finished yet - run it without --summary")
     if failed:  # a cell that diverges is a result, too: the others are told of first
         raise InputError(f"{len(failed)} of {len(jobs)} trainings failed - see {', '.join(map(str, failed))}")

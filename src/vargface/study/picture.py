@@ -15,7 +15,7 @@ __all__ = ["draw_study"]
 PANELS = {
     "accuracy, mean of the packs, %": lambda figures: 100 * figures.mean_accuracy,
     "TAR, mean of the packs, %": lambda figures: 100 * figures.mean_tar,
-    "cosine to the teacher on faces of neither": lambda figures: figures.cosine,
+    "cosine to its teacher on the packs' faces": lambda figures: figures.cosine,
 }
 
 

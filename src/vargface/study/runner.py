@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from vargface.errors import InputError
 from vargface.files import make_folder
+from vargface.interrupt import Terminated, handled
 from vargface.runtime import THREADS
 from vargface.study.cells import Job
 from vargface.training.run_folder import generation_folder
@@ -39,13 +41,15 @@ def make_store(teacher: str, data: str, store: Path) -> None:
 def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> list[Path]:
     """Run what of `jobs` is not finished, `at_once` at a time, in their order; the output of each goes to FOLDER.log.
 
-    A training that fails is said and the others go on; the logs of those that did are returned. Ctrl-C and SIGTERM stop
-    all of them, each with its state saved; run again, they go on.
+    A training that fails is said and the others go on; the logs of those that did are returned. Ctrl-C, SIGTERM and the
+    end of the terminal stop all of them, each with its state saved; run again, they go on.
     """
     waiting = [job for job in jobs if not (generation_folder(job.folder, job.generations) / "result.json").exists()]
     running: dict[subprocess.Popen, Job] = {}
     failed: list[Path] = []
-    with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="training", disable=None) as bar:
+    with _ended_with_the_terminal(), tqdm(
+        total=len(jobs), initial=len(jobs) - len(waiting), unit="training", disable=None
+    ) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
@@ -64,6 +68,18 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> list[Path]:
             for process in running:
                 process.wait()
     return failed
+
+
+@contextlib.contextmanager
+def _ended_with_the_terminal() -> Iterator[None]:
+    """Raise Terminated at a SIGHUP in this block, which the trainings do not get; not under nohup, which ignores it."""
+
+    def hang_up(_number: int, _frame: object) -> None:
+        raise Terminated
+
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    with contextlib.nullcontext() if ignored else handled(hang_up, signal.SIGHUP):
+        yield
 
 
 def _start(recipe: str, job: Job, at_once: int) -> subprocess.Popen:

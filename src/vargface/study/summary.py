@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -20,7 +20,7 @@ from vargface.runtime import mx
 from vargface.study.cells import Job, Study, row_name
 from vargface.teachers.models import TeacherModels
 from vargface.training.report import history_of
-from vargface.training.run_folder import generation_folder, read_json
+from vargface.training.run_folder import TRAINED_ON, RunFolder, generation_folder, read_json
 from vargface.training.verifier import find_packs
 
 __all__ = ["Figures", "HeldOut", "collect", "figures_of", "paired", "tables"]
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 HELD_OUT = 400
 BATCH = 32
 MISSING = "-"
+SPREADS = "± in the table above: standard deviation over seeds; in that of differences: half of their 95 % interval."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,17 @@ class Figures:
 
 
 class HeldOut:
-    """Faces that nothing is trained on, those of the packs, and what teachers say of them."""
+    """Faces that no student is trained on, those of the packs, and what teachers say of them.
+
+    packs: their names. Raises InputError where there are none.
+    """
 
     def __init__(self, data: str, packs: Sequence[str]) -> None:
-        self._images = np.concatenate([pack.decode(0, HELD_OUT) for pack in find_packs(packs, data)])
+        found = find_packs(packs, data)
+        if not found:
+            raise InputError(f"{data}: has no verification pack, by which a study is judged - add a .bin, or packs=...")
+        self.packs = [pack.name for pack in found]
+        self._images = np.concatenate([pack.decode(0, HELD_OUT) for pack in found])
         self._said: dict[str, np.ndarray] = {}
 
     def cosine(self, model: str, teacher: str) -> float:
@@ -75,26 +83,43 @@ class HeldOut:
 def figures_of(job: Job, generation: int, held_out: HeldOut) -> Figures | None:
     """Return what one generation of `job` came to, or None where it is not finished.
 
-    The cosine, which takes a while, is kept in the run folder as held-out.json.
+    The cosine, which takes a while, is kept in the run folder as held-out.json. Raises InputError where the run was
+    verified on other packs.
     """
-    folder = generation_folder(job.folder, generation)
-    if not (folder / "result.json").exists():
+    path = generation_folder(job.folder, generation)
+    if not (path / "result.json").exists():
         return None
-    result, recipe = (read_json(folder / name) for name in ("result.json", "recipe.json"))
-    kept = folder / "held-out.json"
-    if not recipe["teacher"]:
-        cosine = float("nan")
-    elif kept.exists():
-        cosine = read_json(kept)["cosine"]
-    else:
-        cosine = held_out.cosine(f"{folder / recipe['role']},{result['last']}", recipe["teacher"])
-        with whole_file(kept, "w") as file:
-            json.dump({"cosine": cosine, "images": HELD_OUT, "teacher": recipe["teacher"]}, file)
+    folder = RunFolder(path, job.recipe)
+    result = folder.result
+    if set(result["packs"]) != set(held_out.packs):
+        found, due = (", ".join(sorted(names)) for names in (result["packs"], held_out.packs))
+        raise InputError(f"{path}: verified on {found}, the study is on {due} - choose another out")
     return Figures(
-        {name: Verification.of(fields) for name, fields in result["packs"].items()},
-        cosine,
-        float(np.median(history_of(folder).log["images_per_second"])),
+        {name: Verification.of(result["packs"][name]) for name in held_out.packs},
+        _cosine(folder, held_out),
+        float(np.median(history_of(path).log["images_per_second"])),
     )
+
+
+def _cosine(folder: RunFolder, held_out: HeldOut) -> float:
+    """Return what held-out.json says, if it is of this checkpoint, teacher and these faces; else work it out anew."""
+    teacher, last = folder.recipe.teacher, folder.result["last"]
+    if not teacher:
+        return float("nan")
+    of = {
+        "model": last,
+        "teacher": read_json(folder.path / "recipe.json").get(TRAINED_ON, {}).get("teacher"),
+        "packs": held_out.packs,
+        "images": HELD_OUT,
+    }
+    kept = folder.path / "held-out.json"
+    known = read_json(kept) or {}
+    if known.keys() == {"cosine", *of} and {**known, **of} == known:
+        return known["cosine"]
+    cosine = held_out.cosine(folder.model(last), teacher)
+    with whole_file(kept, "w") as file:
+        json.dump({"cosine": cosine, **of}, file)
+    return cosine
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
@@ -110,10 +135,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, floa
 
 
 def collect(study: Study, jobs: Sequence[Job], held_out: HeldOut) -> dict[str, dict[int, Figures]]:
-    """Return row -> seed -> figures of what is finished, rows in the order of the study's cells.
-
-    Raises InputError where nothing is.
-    """
+    """Return row -> seed -> figures of what is finished, rows in the order of the study's cells."""
     found: dict[str, dict[int, Figures]] = {}
     for cell in study.cells:
         for job in (job for job in jobs if job.cell == cell):
@@ -121,22 +143,21 @@ def collect(study: Study, jobs: Sequence[Job], held_out: HeldOut) -> dict[str, d
                 figures = figures_of(job, generation, held_out)
                 if figures is not None:
                     found.setdefault(row_name(cell, generation), {})[job.seed] = figures
-    if not found:
-        raise InputError("nothing of the study is finished yet - run it without --summary")
     return found
 
 
 def tables(study: Study, found: Mapping[str, Mapping[int, Figures]]) -> str:
     """Return the study's two tables in Markdown: a row a cell and generation, a row a comparison.
 
-    A TAR that a pack has too few different pairs to tell is marked, as in the table of results.
+    A TAR that a pack has too few different pairs to tell is marked, as in the table of results. A comparison is of the
+    seeds that both rows have, for the mean of a row of one seed may be that of a lucky one.
     """
     packs = list(next(iter(next(iter(found.values())).values())).packs)
     header = ["", "seeds", *(f"{pack} %" for pack in packs), *(f"TAR {pack} %" for pack in packs), "cosine", "img/s"]
-    rows = [[name, str(len(of_seed)), *_row(list(of_seed.values()), packs)] for name, of_seed in found.items()]
+    rows = [[name, _seeds(of_seed), *_row(list(of_seed.values()), packs)] for name, of_seed in found.items()]
     every = (pack for of_seed in found.values() for figures in of_seed.values() for pack in figures.packs.values())
-    parts = [format_table(header, rows, markdown=True), few_pairs_note(every, markdown=True)]
-    header = ["what", "first", "second", "seeds", *(f"{pack} points" for pack in packs), "mean of packs"]
+    parts = [format_table(header, rows, markdown=True), few_pairs_note(every, markdown=True), SPREADS]
+    header = ["what", "first", "second", "seeds", *(f"{pack} points" for pack in packs), "mean of packs", "mean TAR"]
     rows = [
         [what, first, second, *_difference(found[first], found[second], packs)]
         for first, second, what in study.comparisons
@@ -155,6 +176,10 @@ def _row(runs: Sequence[Figures], packs: Sequence[str]) -> list[str]:
     return [*accuracies, *tars, _spread([run.cosine for run in runs], 3), speed]
 
 
+def _seeds(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
+
+
 def _spread(values: Sequence[float], digits: int) -> str:
     if np.isnan(values).any():
         return MISSING
@@ -171,4 +196,5 @@ def _difference(first: Mapping[int, Figures], second: Mapping[int, Figures], pac
 
     columns = [[{s: run.packs[pack].accuracy for s, run in runs.items()} for runs in (first, second)] for pack in packs]
     columns.append([{s: run.mean_accuracy for s, run in runs.items()} for runs in (first, second)])
-    return [str(len(seeds)), *map(shown, columns)]
+    columns.append([{s: run.mean_tar for s, run in runs.items()} for runs in (first, second)])
+    return [_seeds(seeds), *map(shown, columns)]
