@@ -10,8 +10,8 @@
 Hardware and time: 2 CPU cores; 2 h each of the last two, on one core. Result (docs/results.md): generation 3 mini_ff
 91.33, mini_fp 88.50, generation 4 92.92 and 90.00; the teacher has 95.25 and 93.00.
 
-6,000 steps x 16 images = 96,000 a generation; the teacher alone says where each of them lies, not the margin loss, which
-knows but the 299 people of the photos (that this is what helps, and not the steps, was not shown).
+6,000 steps x 16 images = 96,000 a generation; the teacher alone says where each of them lies, not the margin loss,
+which knows but the 299 people of the photos (that this is what helps, and not the steps, was not shown).
 """
 
 from easydict import EasyDict
