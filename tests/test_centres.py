@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vargface.errors import InputError
 from vargface.runtime import mx
 from vargface.training import centres, plan, row_update
-from vargface.training.centres import OFFSET, _Part, classes_taken, draw_classes, stands_for
+from vargface.training.centres import _Part, classes_taken, draw_classes
 from vargface.training.fit import train
 from vargface.training.row_update import CENTRES, LAST, MOMENTUM, RowUpdate
 
@@ -37,43 +37,6 @@ def test_every_other_class_is_as_likely():
     assert counts[3] == counts[7] == 3000
     others = np.delete(counts, [3, 7])  # 3 of 10 each: 900 with a deviation of 25
     assert (np.abs(others - 900) < 5 * 25).all()
-
-
-@pytest.mark.parametrize("labels", [[3, 7, 3, -1], [-1, -1], [0, 1, 2, 11]])
-def test_a_sum_over_the_classes_of_a_step_is_in_the_mean_that_over_all(labels):
-    """What the correction is for: with it the softmax's denominator is estimated without a bias."""
-    labels, values = np.array(labels), np.exp(np.arange(12) / 4)
-    sums = []
-    for seed in range(4000):
-        classes = draw_classes(labels, 5, 12, (seed,))
-        counts = stands_for(classes, labels, 12)
-        assert (counts[np.isin(classes, labels)] == 1).all() and counts.sum() == pytest.approx(12)
-        sums.append((values[classes] * counts).sum())
-    assert np.mean(sums) == pytest.approx(values.sum(), abs=5 * np.std(sums) / np.sqrt(len(sums)))
-
-
-@pytest.mark.parametrize("classes", [np.arange(12), np.array([3, 7])])
-def test_where_none_is_drawn_each_class_stands_for_itself(classes):
-    """All of them taken, or the batch's own alone."""
-    assert (stands_for(classes, np.array([3, 7, -1]), 12) == 1).all()
-
-
-@pytest.mark.parametrize("correction", [True, False])
-def test_a_step_is_fed_with_what_its_classes_stand_for(make, monkeypatch, correction):
-    fed, step = [], centres.Centres.update
-
-    def look(self):
-        fed.extend((each.arg_dict[OFFSET].asnumpy(), self._rows) for each in self._module._exec_group.execs)
-        step(self)
-
-    monkeypatch.setattr(centres.Centres, "update", look)
-    recipe = make(steps=2, class_share=0.75, class_correction=correction, batch_size=2, context="cpu(0),cpu(1)")
-    train(recipe)
-    assert len(fed) == 4
-    for offsets, rows in fed:  # 3 of 4 classes, 1 or 2 of them the batch's: those drawn stand for 3/2 or 2 each
-        assert len(rows) == 3
-        alone = sorted(np.exp(offsets).round(4).tolist())
-        assert alone in ([[1, 1.5, 1.5], [1, 1, 2]] if correction else [[1, 1, 1]])
 
 
 @pytest.mark.parametrize(
@@ -283,7 +246,6 @@ def test_a_table_that_is_damaged_is_not_gone_on_from(make, tmp_path):
         ),
         ({"class_limit": 10}, "class_limit = 10: of no effect without class_share"),
         ({"idle_momentum": False}, "idle_momentum = False: of no effect without class_share"),
-        ({"class_correction": False}, "class_correction = False: of no effect without class_share"),
         ({"class_share": 1.5}, "class_share = 1.5: must be at least 0 and at most 1"),
     ],
 )

@@ -55,11 +55,9 @@ def finite_differences(function, array, step=1e-6):
     return gradient
 
 
-def run(embedding, weight, label, *, heads=NAMES, dtype="float32", offset=None, **keywords):
+def run(embedding, weight, label, *, heads=NAMES, dtype="float32", **keywords):
     """Return ({output: array}, gradient of the embedding, gradient of the weight) of a bound head."""
     (classes, size), batch = weight.shape, len(label)
-    if offset is not None:
-        keywords["offset"] = mx.sym.Variable("offset")
     head = margin_softmax.get_symbol(
         mx.sym.Variable("embedding"), mx.sym.Variable("label"), num_classes=classes, embedding_size=size, **keywords
     )
@@ -70,9 +68,8 @@ def run(embedding, weight, label, *, heads=NAMES, dtype="float32", offset=None, 
         type_dict={"embedding": dtype, "label": "float32"},
         grad_req={"embedding": "write", "fc7_weight": "write", "label": "null"},
     )
-    for name, value in {"embedding": embedding, "fc7_weight": weight, "label": label, "offset": offset}.items():
-        if value is not None:
-            bound.arg_dict[name][:] = value
+    for name, value in {"embedding": embedding, "fc7_weight": weight, "label": label}.items():
+        bound.arg_dict[name][:] = value
     bound.forward(is_train=True)
     bound.backward()
     values = {name: output.asnumpy() for name, output in zip(heads, bound.outputs)}
@@ -109,23 +106,6 @@ def test_value_and_gradient_are_those_of_the_formula(margins, scale):
     np.testing.assert_allclose(to_embedding, wanted, rtol=5e-4, atol=1e-4)
     wanted = finite_differences(lambda w: reference(embedding, w, label, **margins)[0].sum(), weight)
     np.testing.assert_allclose(to_weight, wanted, rtol=5e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("margins", SETTINGS, ids=str)
-def test_a_class_of_offset_ln_n_counts_as_n_of_it(margins):
-    """Against the same head on as many copies, and against all of them without a margin's class."""
-    embedding, weight, label = problem(6, classes=5)
-    copies = np.array([1, 3, 1, 2, 4])
-    label %= 1  # every sample is of class 0, which has one copy
-    values, to_embedding, to_weight = run(embedding, weight, label, offset=np.log(copies), scale=8.0, **margins)
-    due, due_embedding, due_weight = run(embedding, weight.repeat(copies, axis=0), label, scale=8.0, **margins)
-    for name in ("loss", "cross_entropy", "target_cosine"):
-        np.testing.assert_allclose(values[name], due[name], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(to_embedding, due_embedding, rtol=1e-4, atol=1e-5)
-    starts = np.concatenate([[0], copies.cumsum()[:-1]])
-    np.testing.assert_allclose(to_weight, np.add.reduceat(due_weight, starts), rtol=1e-4, atol=1e-5)
-    plain, *_ = run(embedding, weight, label, scale=8.0, **margins)
-    np.testing.assert_array_equal(values["correct"], plain["correct"])  # the nearest is who it was
 
 
 @pytest.mark.parametrize("label", [0, 6])
@@ -312,16 +292,14 @@ def test_a_sample_of_no_class_counts_for_nothing(margins, none):
     np.testing.assert_allclose(to_weight, to_weight_alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("offset", [None, "offset"])
-def test_memory_planned_is_that_of_the_plain_softmax(offset):
+def test_memory_planned_is_that_of_the_plain_softmax():
     def planned(symbol):
         bound = symbol.simple_bind(mx.cpu(), embedding=(256, 8), label=(256,), grad_req="write")
         lines = bound.debug_str().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("Total") and "MB" in line)
 
     embedding, label = mx.sym.Variable("embedding"), mx.sym.Variable("label")
-    keys = {"num_classes": 20_000, "embedding_size": 8, "offset": offset and mx.sym.Variable(offset)}
-    head = margin_softmax.get_symbol(embedding, label, **keys)
+    head = margin_softmax.get_symbol(embedding, label, num_classes=20_000, embedding_size=8)
     logits = margin_softmax._scaled_cosines(embedding, 20_000, 8, 64.0)
     plain = mx.sym.Group(
         [

@@ -64,9 +64,8 @@ def check_recipe(recipe: EasyDict) -> None:
         raise InputError(f"class_share = {recipe.class_share}: class centres are sampled with optimizer = 'sgd' only")
     if recipe.class_limit and not recipe.class_share:
         raise InputError(f"class_limit = {recipe.class_limit}: of no effect without class_share - set it, too")
-    for key in ("class_correction", "idle_momentum"):
-        if not (recipe[key] or recipe.class_share):
-            raise InputError(f"{key} = False: of no effect without class_share - set it, too")
+    if not (recipe.idle_momentum or recipe.class_share):
+        raise InputError("idle_momentum = False: of no effect without class_share - set it, too")
     if recipe.kvstore not in KVSTORES:
         raise InputError(f"kvstore = {recipe.kvstore!r}: must be {', '.join(KVSTORES[1:])}, or empty")
     if recipe.distillation not in angular_distillation.FORMS:
