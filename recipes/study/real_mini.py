@@ -1,9 +1,11 @@
 """The paper's claims on photos: a narrow VarGFaceNet from real-mini, taught by InsightFace's MobileFaceNet y1.
 
     make study STUDY=recipes/study/real_mini.py DATA=../shared/faces/real-mini \\
-        TEACHER=../shared/faces/insightface-y1/model,0 OUT=runs/study-real-mini ARGS="--other PREFIX,EPOCH"
+        TEACHER=../shared/faces/insightface-y1/model,0 OUT=runs/study-real-mini \\
+        ARGS="--other runs/real-mini-4/student,4"
 
-Hardware and time: 2 CPU cores, a training on each; see docs/study.md for hours and results.
+Hardware and time: 2 CPU cores, a training on each; two to four hours for three seeds of all cells, by what was
+run (docs/study.md: three seeds of the main ones, one of the others).
 
 600 steps x 32 images = 19,200, not quite two epochs a generation; three of them, and the longest cells, 5.4. Nothing is
 augmented, so that all cells but two look the teacher up in a store.

@@ -6,7 +6,8 @@
 
 (recipes/synthetic_teacher.py trains the first teacher, `make train-student` the second, weaker one.)
 
-Hardware and time: 2 CPU cores, a training on each; see docs/study.md for hours and results.
+Hardware and time: 2 CPU cores, a training on each; an hour or two for three seeds of all cells, by what was run
+(docs/study.md: three seeds of the main ones, one of the others).
 
 300 steps x 32 images = 9,600, one epoch a generation.
 """

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from vargface.commands import add_command, takes_overrides, whole
 
 __all__ = ["add_to"]
+
+logger = logging.getLogger(__name__)
 
 HELP = "train the cells of a study (recipes/study/) with several seeds each, and say what differs"
 
@@ -46,6 +49,8 @@ def _study(arguments: argparse.Namespace) -> None:
     keys = [override for override in arguments.overrides if not override.startswith("out=")]
     out = Path(recipe.out)
     jobs = study.jobs(out, keys, arguments.seeds, arguments.other)
+    for cell in () if arguments.other else filter(study.needs_other, study.cells):
+        logger.warning("%s: left out, here and in the tables - it needs --other TEACHER", cell)
     # what is wrong with a cell, the data or a teacher is said before anything is written
     check_jobs(jobs)
     held_out = HeldOut(recipe.data, recipe.packs)

@@ -29,8 +29,8 @@ from vargface.recipe import load_recipe, read_recipe_file
 __all__ = ["Job", "Study", "load_study", "row_name"]
 
 OTHER = "{other}"
-# what the command line gives and a cell may do without
-TEACHERS = {"teacher", "teacher_store"}
+# the study's own, and what would let a row be trained by something else
+FIXED = {"seed", "verify_every", "teacher_store", "may_change"}
 # verified at the end alone, so that what is reported is chosen by nobody
 VERIFY_EVERY = 1_000_000_000
 
@@ -65,7 +65,7 @@ class Study:
 
         keys: of the command line, `out` not among them. Raises InputError for one that is the study's to set.
         """
-        fixed = {"seed", "verify_every", *(key for cell in self.cells.values() for key in cell)} - TEACHERS
+        fixed = {*FIXED, *(key for cell in self.cells.values() for key in cell)} - {"teacher"}
         for name in (key.partition("=")[0] for key in keys):
             if name in fixed:
                 raise InputError(f"{name}: set by the study {self.path}, cell by cell - change it there, in a copy")

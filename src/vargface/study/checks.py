@@ -11,7 +11,7 @@ from easydict import EasyDict
 
 from vargface.errors import InputError
 from vargface.study.cells import Job
-from vargface.training.plan import Plan, make_plan
+from vargface.training.plan import make_plan
 from vargface.training.run_folder import RunFolder, generation_folder
 
 __all__ = ["check_jobs"]
@@ -21,15 +21,15 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     """Raise InputError where a cell of `jobs` cannot be trained, or its folder has a run of another recipe, data set,
     teacher or start. Writes nothing.
     """
-    plans: dict[str, Plan] = {}
+    trained_on: dict[str, dict[str, str]] = {}
     for job in jobs:
-        if job.cell not in plans:
+        if job.cell not in trained_on:
             try:
                 # the study makes the store, which may be to come
-                plans[job.cell] = make_plan(EasyDict({**job.recipe, "teacher_store": ""}))
+                trained_on[job.cell] = make_plan(EasyDict({**job.recipe, "teacher_store": ""})).trained_on
             except InputError as error:
                 raise InputError(f"{job.cell}: {error}") from error
         for generation in range(1, job.generations + 1):
             folder = generation_folder(job.folder, generation)
             if any((folder / name).exists() for name in ("recipe.json", "result.json")):
-                RunFolder(folder, job.recipe, plans[job.cell].trained_on)
+                RunFolder(folder, job.recipe, trained_on[job.cell])

@@ -74,8 +74,13 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> list[Path]:
 def _ended_with_the_terminal() -> Iterator[None]:
     """Raise Terminated at a SIGHUP in this block, which the trainings do not get; not under nohup, which ignores it."""
 
+    heard = False
+
     def hang_up(_number: int, _frame: object) -> None:
-        raise Terminated
+        nonlocal heard
+        if not heard:  # shell and kernel both send one, and the trainings are still to be waited for
+            heard = True
+            raise Terminated
 
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     with contextlib.nullcontext() if ignored else handled(hang_up, signal.SIGHUP):

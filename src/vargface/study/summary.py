@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from vargface.checkpoint import load_checkpoint
+from vargface.checkpoint import load_checkpoint, model_digest
 from vargface.errors import InputError
 from vargface.eval.table import few_pairs_note, format_table, tar_mark
 from vargface.eval.verification import Verification
@@ -102,12 +102,12 @@ def figures_of(job: Job, generation: int, held_out: HeldOut) -> Figures | None:
 
 
 def _cosine(folder: RunFolder, held_out: HeldOut) -> float:
-    """Return what held-out.json says, if it is of this checkpoint, teacher and these faces; else work it out anew."""
-    teacher, last = folder.recipe.teacher, folder.result["last"]
+    """Return what held-out.json says, if it is of this checkpoint, teacher and packs of these names, or find it."""
+    teacher, model = folder.recipe.teacher, folder.model(folder.result["last"])
     if not teacher:
         return float("nan")
     of = {
-        "model": last,
+        "model": model_digest(model),
         "teacher": read_json(folder.path / "recipe.json").get(TRAINED_ON, {}).get("teacher"),
         "packs": held_out.packs,
         "images": HELD_OUT,
@@ -116,7 +116,7 @@ def _cosine(folder: RunFolder, held_out: HeldOut) -> float:
     known = read_json(kept) or {}
     if known.keys() == {"cosine", *of} and {**known, **of} == known:
         return known["cosine"]
-    cosine = held_out.cosine(folder.model(last), teacher)
+    cosine = held_out.cosine(model, teacher)
     with whole_file(kept, "w") as file:
         json.dump({"cosine": cosine, **of}, file)
     return cosine
