@@ -7,9 +7,9 @@
 `parts` measures, in the processor's time of one thread (so other work on the machine counts little): an image through a
 narrow VarGFaceNet and back, an image's class in the head, a class's own work, a row on its way from the table and back,
 a byte on its way to the servers and back, what an array costs there beside its bytes, and a byte of the tables on the
-servers, at the start and in a state. `check` holds what they add
-up to against two runs on DATA: one process, and two workers with a server. Nothing of `plan` is measured but what
-rows, bytes and arrays cost the processor here: it says what it assumes of GPUs and networks.
+servers, at the start and in a state. `check` holds what they add up to against two runs on DATA: one process, and two
+workers with a server. Nothing of `plan` is measured but what rows, bytes and arrays cost the processor here: it says
+what it assumes of GPUs and networks.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ from vargface.commands import (
     verify,
 )
 from vargface.errors import InputError
-from vargface.interrupt import Terminated, terminated_by_sigterm, unharmed_by_sigusr1
+from vargface.interrupt import Terminated, terminated_by, unharmed_by_sigusr1
 from vargface.jobs.orders import RANK
 from vargface.runtime import check_numpy
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command != "doctor":  # which says it, and what else there is to say
             check_numpy()
-        with terminated_by_sigterm(), unharmed_by_sigusr1():
+        with terminated_by(signal.SIGTERM), unharmed_by_sigusr1():
             code = arguments.run(arguments) or 0
             sys.stdout.flush()
             return code

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
-__all__ = ["Terminated", "handled", "interrupt_after_step", "terminated_by_sigterm", "unharmed_by_sigusr1"]
+__all__ = ["Terminated", "handled", "interrupt_after_step", "terminated_by", "unharmed_by_sigusr1"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,11 @@ def handled(handler: Callable, *numbers: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def terminated_by_sigterm() -> Iterator[None]:
-    """Raise Terminated at the first SIGTERM in this block, and at no later one: nothing is to cut clean-up short.
+def terminated_by(*numbers: int) -> Iterator[None]:
+    """Raise Terminated at the first of these signals in this block, and at no later one: nothing cuts clean-up short.
 
-    Some senders, timeout(1) for one, send it twice in a row. Ctrl-C still raises.
+    Some senders, timeout(1) for one, send SIGTERM twice in a row; shell and kernel both send SIGHUP. Ctrl-C still
+    raises.
     """
     heard = False
 
@@ -52,7 +53,7 @@ def terminated_by_sigterm() -> Iterator[None]:
             heard = True
             raise Terminated
 
-    with handled(terminate, signal.SIGTERM):
+    with handled(terminate, *numbers):
         yield
 
 

@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import Any
 
-from vargface.interrupt import Terminated, terminated_by_sigterm
+from vargface.interrupt import Terminated, terminated_by
 from vargface.jobs.orders import NAMES
 
 __all__ = ["ORPHAN_SECONDS"]
@@ -33,7 +33,7 @@ def main() -> None:
     role, arguments = sys.argv[1], sys.argv[2:]
     with contextlib.suppress(OSError):  # started by ssh, it may lead a session already
         os.setpgid(0, 0)
-    with terminated_by_sigterm():
+    with terminated_by(signal.SIGTERM):
         _end_with(_code_of(role, arguments))
 
 

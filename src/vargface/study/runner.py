@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from vargface.errors import InputError
 from vargface.files import make_folder
-from vargface.interrupt import Terminated, handled
+from vargface.interrupt import terminated_by
 from vargface.runtime import THREADS
 from vargface.study.cells import Job
 from vargface.training.run_folder import generation_folder
@@ -47,7 +46,9 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> list[Path]:
     waiting = [job for job in jobs if not (generation_folder(job.folder, job.generations) / "result.json").exists()]
     running: dict[subprocess.Popen, Job] = {}
     failed: list[Path] = []
-    with _ended_with_the_terminal(), tqdm(
+    # the trainings, in sessions of their own, hear neither; nohup has SIGHUP ignored
+    ends = [signal.SIGTERM] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGTERM, signal.SIGHUP]
+    with terminated_by(*ends), tqdm(
         total=len(jobs), initial=len(jobs) - len(waiting), unit="training", disable=None
     ) as bar:
         try:
@@ -68,23 +69,6 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> list[Path]:
             for process in running:
                 process.wait()
     return failed
-
-
-@contextlib.contextmanager
-def _ended_with_the_terminal() -> Iterator[None]:
-    """Raise Terminated at a SIGHUP in this block, which the trainings do not get; not under nohup, which ignores it."""
-
-    heard = False
-
-    def hang_up(_number: int, _frame: object) -> None:
-        nonlocal heard
-        if not heard:  # shell and kernel both send one, and the trainings are still to be waited for
-            heard = True
-            raise Terminated
-
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    with contextlib.nullcontext() if ignored else handled(hang_up, signal.SIGHUP):
-        yield
 
 
 def _start(recipe: str, job: Job, at_once: int) -> subprocess.Popen:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -24,8 +23,6 @@ from vargface.training.run_folder import TRAINED_ON, RunFolder, generation_folde
 from vargface.training.verifier import find_packs
 
 __all__ = ["Figures", "HeldOut", "collect", "figures_of", "paired", "tables"]
-
-logger = logging.getLogger(__name__)
 
 # images of each pack on which a student's embeddings are held against its teacher's
 HELD_OUT = 400
@@ -114,11 +111,11 @@ def _cosine(folder: RunFolder, held_out: HeldOut) -> float:
     }
     kept = folder.path / "held-out.json"
     known = read_json(kept) or {}
-    if known.keys() == {"cosine", *of} and {**known, **of} == known:
-        return known["cosine"]
-    cosine = held_out.cosine(model, teacher)
-    with whole_file(kept, "w") as file:
-        json.dump({"cosine": cosine, **of}, file)
+    cosine = known.pop("cosine", None)
+    if cosine is None or known != of:
+        cosine = held_out.cosine(model, teacher)
+        with whole_file(kept, "w") as file:
+            json.dump({"cosine": cosine, **of}, file)
     return cosine
 
 
@@ -190,11 +187,9 @@ def _spread(values: Sequence[float], digits: int) -> str:
 def _difference(first: Mapping[int, Figures], second: Mapping[int, Figures], packs: Sequence[str]) -> list[str]:
     seeds = sorted(first.keys() & second.keys())
 
-    def shown(of: Mapping[int, list[float]]) -> str:
-        mean, half = paired(*([100 * values[seed] for seed in seeds] for values in of))
+    def shown(value_of: Callable[[Figures], float]) -> str:
+        mean, half = paired(*([100 * value_of(runs[seed]) for seed in seeds] for runs in (first, second)))
         return f"{mean:+.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}")
 
-    columns = [[{s: run.packs[pack].accuracy for s, run in runs.items()} for runs in (first, second)] for pack in packs]
-    columns.append([{s: run.mean_accuracy for s, run in runs.items()} for runs in (first, second)])
-    columns.append([{s: run.mean_tar for s, run in runs.items()} for runs in (first, second)])
-    return [_seeds(seeds), *map(shown, columns)]
+    accuracies = [shown(lambda run, pack=pack: run.packs[pack].accuracy) for pack in packs]
+    return [_seeds(seeds), *accuracies, shown(lambda run: run.mean_accuracy), shown(lambda run: run.mean_tar)]
