@@ -2,14 +2,15 @@
 
     python benchmarks/scale_model.py parts > parts.json
     python benchmarks/scale_model.py check parts.json DATA
-    python benchmarks/scale_model.py plan parts.json
+    python benchmarks/scale_model.py plan [parts.json]
 
-`parts` measures, in the processor's time of one thread (so other work on the machine counts little): an image through a
-narrow VarGFaceNet and back, an image's class in the head, a class's own work, a row on its way from the table and back,
-a byte on its way to the servers and back, what an array costs there beside its bytes, and a byte of the tables on the
-servers, at the start and in a state. `check` holds what they add up to against two runs on DATA: one process, and two
-workers with a server. Nothing of `plan` is measured but what rows, bytes and arrays cost the processor here: it says
-what it assumes of GPUs and networks.
+benchmarks/scale_parts.json is what `parts` gave for docs/scale.md, and what `plan` takes without a file. `parts`
+measures, in the processor's time of one thread (so other work on the machine counts little): an image through a narrow
+VarGFaceNet and back, an image's class in the head, a class's own work, a row on its way from the table and back, a byte
+on its way to the servers and back, what an array costs there beside its bytes, and a byte of the tables on the servers,
+at the start and in a state. `check` holds what they add up to against two runs on DATA: one process, and two workers
+with a server. Nothing of `plan` is measured but what rows, bytes and arrays cost the processor here: it says what it
+assumes of GPUs and networks.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from vargface.training.team import Team, team_of  # noqa: E402
 
 RECIPE = ["multiplier=0.25", "embedding_size=128", "context=cpu", "report=False", "lr=0.01", "verify_every=100000"]
 BATCH, SIZE = 32, 128
+# images that the reader gives a second, on one thread (docs/data.md)
+DECODED = 8757
 # numbers that a sum is measured of: in one array, and in many
 SUMMED, ARRAYS, FEW = 4_000_000, 200, 16
 # rows of the tables that a start and a state are measured of
@@ -217,7 +220,7 @@ def check(parts: dict[str, float], data: str) -> None:
         ("two workers, one server, half of them", ["launch", "-n", "2", "-s", "1", "--"], ["class_share=0.5"]),
     ]:
         workers, taken = (2, classes // 2) if launcher else (1, classes)
-        found = BATCH * (parts["image"] + 1 / 8757) + workers * (
+        found = BATCH * (parts["image"] + 1 / DECODED) + workers * (
             taken * parts["class"] + BATCH / workers * taken * parts["image and class"] + network * parts["parameter"]
         )
         sampled = bool(launcher)
@@ -234,8 +237,8 @@ def check(parts: dict[str, float], data: str) -> None:
 
 
 # of a machine with eight V100-like GPUs, PCIe, 100 Gb/s, half of which is used; decoding: docs/data.md's rate of a core
+GPUS = 8
 ASSUMED = {
-    "GPUs a machine": 8,
     "FLOP a second of a GPU": 5e12,
     "bytes a second to a GPU": 10e9,
     "bytes a second of the network": 6.25e9,
@@ -256,16 +259,18 @@ JOBS = {
 
 def plan(parts: dict[str, float]) -> None:
     """Print what the model says of jobs that nobody has run."""
-    print(f"assumed: {ASSUMED}")
+    print(f"assumed: {GPUS} GPUs a machine, {ASSUMED}")
     for name, (images, classes, taken, epochs, batch, machines, macs, params, arrays) in JOBS.items():
-        own = batch / machines / ASSUMED["GPUs a machine"]
+        own, rows = batch / machines / GPUS, 4 * taken * 512
         sampled = taken < classes
         given, processor = exchanged(parts, params, arrays, taken, 512, sampled, machines > 1)
+        # the GPUs of a machine sum gradients, each a part of the network's, the first one all of the rows'; then these
+        # sums go to the CPU and come back, and so do rows
+        bus = 2 * (given - rows * sampled) + (GPUS - 1) * rows * sampled + 2 * given * (machines > 1)
         ways = {
             # forward and twice that backward, two operations a multiply-add
             "GPU": own * 6 * (macs + taken * 512) / ASSUMED["FLOP a second of a GPU"],
-            # gradients to the CPU and their sum back, rows to the GPU and their gradients back
-            "bus": 2 * given / ASSUMED["bytes a second to a GPU"],
+            "bus": bus / ASSUMED["bytes a second to a GPU"],
             # each machine is a worker and a server: what it sends for itself, and what it serves to the others; both
             # ways one after the other, though a full-duplex link has them at once
             "network": 2 * 2 * given / ASSUMED["bytes a second of the network"] * (machines > 1),
@@ -281,6 +286,7 @@ def plan(parts: dict[str, float]) -> None:
             + ", ".join(f"{way} {seconds:.4f}" for way, seconds in ways.items())
             + f"; most: {max(ways, key=ways.get)}); a state {8 * learnt / 1e9:.1f} GB, centres and momenta "
             f"{8 * classes * 512 / machines / 1e9:.1f} GB a machine, logits {own * taken * 4 / 1e9:.2f} GB a GPU, "
+            f"rows and their gradients {4 * rows / 1e9:.2f} GB a GPU, "
             f"records {images * RECORD / 1e9:.0f} GB"
         )
         if sampled:
@@ -293,8 +299,10 @@ def main() -> None:
     """Do what the first word says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("parts", "check", "plan", "sums", "tables"))
-    parser.add_argument("files", nargs="*")
+    parser.add_argument("files", nargs="*", help="parts.json, and for check DATA")
     options = parser.parse_args()
+    if options.what == "check" and len(options.files) != 2:
+        parser.error("check takes parts.json and DATA, a folder of `vargface synth`")
     if options.what in ("sums", "tables"):  # `parts` calls them
         work, workers = {"sums": ("sum_some", 2), "tables": ("keep_tables", 1)}[options.what]
         launch_some(work, workers, options.files)
@@ -304,7 +312,8 @@ def main() -> None:
     elif options.what == "check":
         check(json.loads(Path(options.files[0]).read_text()), options.files[1])
     else:
-        plan(json.loads(Path(options.files[0]).read_text()))
+        file = options.files[0] if options.files else Path(__file__).with_name("scale_parts.json")
+        plan(json.loads(Path(file).read_text()))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ recipe = EasyDict(
     # random, at most class_limit (0: no limit); 1 with no limit is all of them, from the table that is sampled
     class_share=0.0,
     class_limit=0,
-    # with class_share: the momentum of a class's centre goes on in the steps that do not take it, as with all classes;
-    # False: it stands still
-    idle_momentum=True,
+    # with class_share: the centre of a class goes on, by its momentum and weight decay, in the steps that do not take
+    # it, as with all classes; False: it stands still
+    idle_updates=True,
     teacher="",  # PREFIX,EPOCH or FILE.onnx, or several joined by + (their mean on the sphere); empty: no distillation
     teacher_store="",  # a folder of `vargface teacher-store`: the teacher is looked up there; empty: asked in the loop
     # with `augment` and a store, what is distilled: the embedding of the face as the data set has it (clean, from the

@@ -18,12 +18,12 @@ import traceback
 from typing import Any
 
 from vargface.interrupt import Terminated, terminated_by
-from vargface.jobs.orders import NAMES
+from vargface.jobs.orders import NAMES, STOP_SECONDS
 
-__all__ = ["ORPHAN_SECONDS"]
+__all__ = ["main"]
 
-# seconds: for a worker to save its state once the launcher was killed; for one that has none to save to end at a signal
-ORPHAN_SECONDS, UNBEGUN_SECONDS = 60.0, 3.0
+# seconds for a worker that has nothing to save to end at a signal
+UNBEGUN_SECONDS = 3.0
 # what is to live as long as this process (see `_end_with`)
 _held: list[Any] = []
 
@@ -97,7 +97,7 @@ def _obey(role: str) -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     _signal("TERM", role)
-    time.sleep(ORPHAN_SECONDS)
+    time.sleep(STOP_SECONDS)  # servers, too: workers that save ask them for the tables
     _signal("KILL", role)
 
 

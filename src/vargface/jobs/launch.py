@@ -24,16 +24,15 @@ from typing import IO
 from vargface.errors import InputError
 from vargface.files import make_folder
 from vargface.interrupt import handled
-from vargface.jobs.orders import NAMES, RANK, ROLES
+from vargface.jobs.orders import NAMES, RANK, ROLES, STOP_SECONDS
 
 __all__ = ["Failure", "Host", "Stopped", "launch", "read_hosts"]
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-# seconds: for rank 0 to save once a signal came or another worker has stopped; for the others to end once it has; for
-# what a member said last to come
-STOP_SECONDS, FOLLOW_SECONDS, LAST_WORDS_SECONDS = 600.0, 5.0, 5.0
+# seconds: for the others to end once rank 0 has; for what a member said last to come
+FOLLOW_SECONDS, LAST_WORDS_SECONDS = 5.0, 5.0
 # seconds after the first SIGTERM from which another is none of timeout(1)'s, which sends it twice
 AGAIN_SECONDS = 10.0
 # what of this process's environment its members on other machines get too

@@ -17,7 +17,8 @@ from easydict import EasyDict
 
 from vargface.runtime import mx
 from vargface.training.optimiser import options
-from vargface.training.row_update import CENTRES, LAST, MOMENTUM, TABLES, RowUpdate, key_of, last_width
+from vargface.training.row_update import CENTRES, LAST, MOMENTUM, TABLES, RowUpdate, catch_up, key_of, last_width
+from vargface.training.schedule import learning_rate_schedule
 from vargface.training.team import Team
 
 __all__ = ["WEIGHT", "Centres", "classes_taken", "draw_classes"]
@@ -57,7 +58,7 @@ def draw_classes(labels: np.ndarray, taken: int, num_classes: int, seed: tuple[i
 class Centres:
     """The table of class centres (C, D) float32 and their momenta, and the rows that a module works on.
 
-    With `idle_momentum` a third says how many updates a row has gone along with (row_update.py): it catches up with the
+    With `idle_updates` a third says how many updates a row has gone along with (row_update.py): it catches up with the
     others when it is taken. The store has the tables in parts of at most PART_BYTES.
 
     Every worker of a team calls the same of these methods in the same order.
@@ -69,7 +70,7 @@ class Centres:
         self._shape = num_classes, recipe.embedding_size
         self._taken = classes_taken(recipe, num_classes)
         # without the third none is ever behind
-        self._tables = TABLES if recipe.idle_momentum and self._taken < num_classes else (CENTRES, MOMENTUM)
+        self._tables = TABLES if recipe.idle_updates and self._taken < num_classes else (CENTRES, MOMENTUM)
         count = math.ceil(num_classes / max(PART_BYTES // (4 * recipe.embedding_size), 1))
         # of one length, or nearly: MXNet must share out all of them among its servers, or none
         starts = [num_classes * number // count for number in range(count + 1)]
@@ -79,6 +80,8 @@ class Centres:
         ]
         self._starts = np.array(starts)
         self._rows = np.arange(0)
+        self._schedule = learning_rate_schedule(recipe)
+        self._decays: list[float] = []  # rate x weight decay of each update
 
     def start(self, source: Path | None, updates: int, with_momentum: bool) -> None:
         """Load the tables from `source`, which `save` wrote, at rank 0; None: draw them. The rate is that of `updates`.
@@ -86,29 +89,39 @@ class Centres:
         Without `with_momentum` that starts anew.
         """
         self._use(RowUpdate(loads=True))
-        saved = _read_tables(source) if source is not None else {}
+        saved = _Saved(source) if source is not None else None
         drawn = np.random.default_rng([self._recipe.seed, 7])
         for part, rows in self._blocks():
+            place = slice(part.start + rows[0], part.start + rows[-1] + 1)
+            values = self._begin(saved, drawn, place, updates, with_momentum) if self._team.leads else {}
             for table in self._tables:
                 if not self._team.has_tables and rows[0] == 0:
                     part.make(table)  # not before: what is pushed next takes the zeros' place here
-                if not self._team.leads:
-                    values = None
-                elif table in saved and (table == CENTRES or with_momentum):
-                    values = saved[table][part.start + rows[0] : part.start + rows[-1] + 1]
-                elif table == CENTRES:
-                    values = drawn.standard_normal((len(rows), self._shape[1]), np.float32) * np.float32(SPREAD)
-                else:
-                    values = np.full((len(rows), 1), updates if table == LAST else 0, np.float32)
-                part.push(table, rows, values)
+                part.push(table, rows, values.get(table))
                 mx.nd.waitall()  # MXNet orders what is done with an array, not what with a key
         self._team.has_tables = True
-        self._use(RowUpdate(begin_num_update=updates, **options(self._recipe)))
+        self._decays = saved.decays if saved is not None and with_momentum else [0.0] * updates
+        self._use(RowUpdate(begin_num_update=updates, decays=self._decays, **options(self._recipe)))
         # the one that learns is to know all tables before it needs them
         for part in self._parts:
             for table in self._tables:
                 part.push(table, np.arange(0), None)
         self._team.meet()
+
+    def _begin(
+        self, saved: _Saved | None, drawn: np.random.Generator, place: slice, updates: int, with_momentum: bool
+    ) -> dict[int, np.ndarray]:
+        """Return what the rows `place` of each table begin with."""
+        number = place.stop - place.start
+        velocity, last = np.zeros((number, 1), np.float32), np.full((number, 1), updates, np.float32)
+        if saved is None:
+            centres = drawn.standard_normal((number, self._shape[1]), np.float32) * np.float32(SPREAD)
+        elif with_momentum and LAST in self._tables:
+            (centres, velocity), last = saved.tables[:, place], saved.last[place, None]
+        else:
+            centres, momenta = saved.up_to_date(place, self._recipe.momentum)
+            velocity = momenta if with_momentum else velocity
+        return {CENTRES: centres, MOMENTUM: velocity, LAST: last}
 
     def take(self, labels: np.ndarray, seed: tuple[int, ...], updates: int) -> np.ndarray:
         """Feed the module with the rows of a step and return `labels` (N,) of this worker as numbers of these rows.
@@ -146,24 +159,30 @@ class Centres:
 
     def update(self) -> None:
         """Update the rows of this step by their gradients, where the table is."""
+        self._decays.append(self._schedule(len(self._decays) + 1) * self._recipe.wd)
         first, *others = self.gradients
+        for other in others:  # on a GPU, where there are several: that is many times as fast as here
+            first = first + other.as_in_context(first.context)
         total = first.as_in_context(mx.cpu())
-        for other in others:
-            total = total + other.as_in_context(mx.cpu())
         for part, place, rows in self._taken_of_parts():
             part.push(CENTRES, rows, total[place] if len(rows) else None)
 
     def save(self, file: IO[bytes]) -> None:
-        """Write the tables as two .npy files, one behind the other: (2, C, D) float32 and, of LAST, (C,) float32."""
+        """Write three .npy files, one behind the other: the tables (2, C, D) and (C,) float32, the decays float64."""
         mx.nd.waitall()
-        for table in self._tables:
+        for table in TABLES:
             shape = {CENTRES: (2, *self._shape), LAST: self._shape[:1]}.get(table)
             if shape is not None:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
             width = 1 if table == LAST else self._shape[1]
             for part, rows in self._blocks():
-                file.write(part.pull(table, rows).data.asnumpy()[:, :width].tobytes())
+                if table in self._tables:
+                    values = part.pull(table, rows).data.asnumpy()[:, :width]
+                else:
+                    values = np.full(len(rows), len(self._decays), np.float32)
+                file.write(values.tobytes())
+        np.save(file, np.array(self._decays))
 
     def _use(self, optimizer: RowUpdate) -> None:
         """Have the store, or all servers, use `optimizer` from here on, once all that was pushed is done."""
@@ -223,12 +242,18 @@ class _Part:
         return pulled
 
 
-def _read_tables(path: Path) -> dict[int, np.ndarray]:
-    """Return what `Centres.save` wrote by key, centres and momenta left on the disk; a state may have no LAST."""
-    tables = np.load(path, mmap_mode="r")
-    found = {CENTRES: tables[0], MOMENTUM: tables[1]}
-    with open(path, "rb") as file:
-        file.seek(tables.offset + tables.nbytes)
-        if file.peek(1):
-            found[LAST] = np.load(file)[:, None]
-    return found
+class _Saved:
+    """What `Centres.save` wrote: `tables` (2, C, D), left on the disk, `last` (C,), and `decays` of the updates."""
+
+    def __init__(self, path: Path) -> None:
+        self.tables = np.load(path, mmap_mode="r")
+        with open(path, "rb") as file:
+            file.seek(self.tables.offset + self.tables.nbytes)
+            self.last, self.decays = np.load(file), np.load(file).tolist()
+
+    def up_to_date(self, place: slice, momentum: float) -> np.ndarray:
+        """Return the rows `place` of both tables, (2, n, D), once all have gone along with all updates."""
+        found = np.array(self.tables[:, place])
+        missed = len(self.decays) - self.last[place]
+        catch_up(*found, np.arange(len(missed)), missed, self.decays, momentum)
+        return found

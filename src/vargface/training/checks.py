@@ -64,8 +64,13 @@ def check_recipe(recipe: EasyDict) -> None:
         raise InputError(f"class_share = {recipe.class_share}: class centres are sampled with optimizer = 'sgd' only")
     if recipe.class_limit and not recipe.class_share:
         raise InputError(f"class_limit = {recipe.class_limit}: of no effect without class_share - set it, too")
-    if not (recipe.idle_momentum or recipe.class_share):
-        raise InputError("idle_momentum = False: of no effect without class_share - set it, too")
+    if 0 < recipe.class_limit < recipe.batch_size:
+        raise InputError(
+            f"class_limit = {recipe.class_limit}: must be 0 or at least batch_size = {recipe.batch_size}: a batch may "
+            "have as many classes"
+        )
+    if not (recipe.idle_updates or recipe.class_share):
+        raise InputError("idle_updates = False: of no effect without class_share - set it, too")
     if recipe.kvstore not in KVSTORES:
         raise InputError(f"kvstore = {recipe.kvstore!r}: must be {', '.join(KVSTORES[1:])}, or empty")
     if recipe.distillation not in angular_distillation.FORMS:

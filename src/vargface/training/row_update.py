@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vargface.runtime import mx
 
-__all__ = ["CENTRES", "LAST", "MOMENTUM", "TABLES", "RowUpdate", "key_of", "last_width", "sum_key"]
+__all__ = ["CENTRES", "LAST", "MOMENTUM", "TABLES", "RowUpdate", "catch_up", "key_of", "last_width", "sum_key"]
 
 # Keys of the store: three tables of as many rows, each in parts of a key each, a row of all three on one server. What
 # MXNet does not split lies on the server (key * 9973) % servers: so the keys of tables are multiples of their number.
@@ -49,18 +50,19 @@ class RowUpdate(mx.optimizer.Optimizer):
 
     The momentum of a row is a row of the table MOMENTUM: so it can be read, and saved, from where it lies. LAST has the
     number of updates that a row is up to. A push there, of the updates gone, has its rows catch up with those that did
-    not take them: with momentum m and velocity v, k updates without a gradient add v (m + m^2 + ... + m^k) to a centre
-    and leave v m^k. That is what SGD on all rows does, also where the rate has changed meanwhile, for v has in it the
-    rates of its gradients' own steps; but weight decay of these k is left out.
+    not take them (`catch_up`): then they are where SGD on all rows has them.
+    decays: rate x weight decay of the updates gone when this begins, the newest last, where rows are to catch up.
     tables: the parts, by key, that something has been pushed to; of one that learns the first push of each makes it
     known, no more. Every part of CENTRES is pushed at every step, be it no row of it: its pushes are the updates that
     the rate goes by.
     """
 
-    def __init__(self, momentum: float = 0.0, loads: bool = False, **options: Any) -> None:
+    def __init__(
+        self, momentum: float = 0.0, loads: bool = False, decays: Sequence[float] = (), **options: Any
+    ) -> None:
         """Take SGD's options; with `loads`, rows of all tables become what is pushed."""
         super().__init__(**options)
-        self._momentum, self._loads = momentum, loads
+        self._momentum, self._loads, self._decays = momentum, loads, list(decays)
         self.tables: dict[int, mx.nd.NDArray] = {}
 
     def create_state_multi_precision(self, index: int, weight: mx.nd.NDArray) -> None:
@@ -88,6 +90,8 @@ class RowUpdate(mx.optimizer.Optimizer):
         key = key_of(CENTRES, part)
         self._update_count(key)
         options = {"lr": self._get_lr(key), "wd": self._get_wd(key), "rescale_grad": self.rescale_grad}
+        if self._index_update_count[key] > len(self._decays):  # not one that another part has had noted down
+            self._decays.append(options["lr"] * options["wd"])
         momentum, last = (self.tables.get(key_of(table, part)) for table in (MOMENTUM, LAST))
         mx.nd.sparse.sgd_mom_update(
             weight, grad, momentum, out=weight, momentum=self._momentum, lazy_update=True, **options
@@ -99,15 +103,37 @@ class RowUpdate(mx.optimizer.Optimizer):
     def _catch_up(self, part: int, rows: np.ndarray, updates: np.ndarray) -> None:
         """Have `rows` (n,) be where they are after `updates` (n,), or where they were if that is no more."""
         centres, momentum, last = (_memory(self.tables[key_of(table, part)]) for table in TABLES)
-        missed = updates - last[rows, 0]
-        for start in range(0, len(rows), _AT_ONCE):
-            some, k = rows[start:][:_AT_ONCE], missed[start:][:_AT_ONCE, None]
-            left = self._momentum**k
-            gone = self._momentum * (1 - left) / (1 - self._momentum) if self._momentum < 1 else k
-            velocity = momentum[some]
-            centres[some] += velocity * gone.astype(np.float32)
-            momentum[some] = velocity * left.astype(np.float32)
+        catch_up(centres, momentum, rows, updates - last[rows, 0], self._decays, self._momentum)
         last[rows, 0] = updates
+
+
+def catch_up(
+    centres: np.ndarray,
+    velocity: np.ndarray,
+    rows: np.ndarray,
+    missed: np.ndarray,
+    decays: Sequence[float],
+    momentum: float,
+) -> None:
+    """Have `rows` (n,) of two tables (C, D) float32 go along with the last `missed` (n,) updates, without a gradient.
+
+    decays: rate x weight decay of the updates, the newest last. SGD without a gradient is linear, v' = m v - decay w
+    and w' = w + v': the products of these 2 x 2 matrices, from the newest one backwards, say what the last k do.
+    """
+    missed = missed.astype(int)
+    products = np.empty((missed.max(initial=0) + 1, 4))
+    products[0] = kept, moved, braked, left = 1.0, 0.0, 0.0, 1.0
+    for number in range(1, len(products)):
+        decay = decays[-number]
+        kept, moved = kept - (kept + moved) * decay, (kept + moved) * momentum
+        braked, left = braked - (braked + left) * decay, (braked + left) * momentum
+        products[number] = kept, moved, braked, left
+    products = products.astype(np.float32)
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start:][:_AT_ONCE]
+        kept, moved, braked, left = products[missed[start:][:_AT_ONCE]].T[..., None]
+        w, v = centres[some], velocity[some]
+        centres[some], velocity[some] = kept * w + moved * v, braked * w + left * v
 
 
 def _memory(table: mx.nd.NDArray) -> np.ndarray:

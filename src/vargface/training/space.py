@@ -46,7 +46,7 @@ def space_of(plan: Plan) -> Space:
     network = sum(4 * int(np.prod(s)) for name, s in zip(plan.network.list_arguments(), weights) if name != "data")
     state = learnt * (1 + OPTIMIZER_ARRAYS[plan.recipe.optimizer]) + statistics
     if plan.recipe.class_share:  # of each class the centre, its momentum, and the update that it is at
-        state += 4 * plan.records.num_identities * (2 * plan.recipe.embedding_size + plan.recipe.idle_momentum)
+        state += 4 * plan.records.num_identities * (2 * plan.recipe.embedding_size + 1)
     return Space(state, network + statistics)
 
 
