@@ -2,7 +2,8 @@
 
     python benchmarks/sampled_accuracy.py DATA [--seeds 0 1 2] [--steps 800] [--settings SETTING...]
 
-A SETTING is KEY=VALUE,...; as they are: all classes, a tenth, and a tenth with idle_momentum=False.
+A SETTING is KEY=VALUE,...; as they are: all classes, a tenth, and a tenth without one or both of what makes its steps
+those of all classes in the mean; without both it is Partial FC.
 
 DATA is a folder of `vargface synth` with many identities. The network is made for this: four convolutions on a quarter
 of the resolution, so that many steps take little. Figures are the mean accuracy over DATA's packs after the last step.
@@ -30,7 +31,8 @@ from vargface.training.fit import train  # noqa: E402
 SIZE = 64
 RECIPE = ["batch_size=64", f"embedding_size={SIZE}", "scale=16", "m2=0.1", "lr=0.1", "schedule=cosine", "context=cpu"]
 WATCHING = ["warmup_steps=20", "verify_every=100000", "save_every=100000", "report=False"]
-SETTINGS = ["class_share=0", "class_share=0.1", "class_share=0.1,idle_momentum=False"]
+TENTH, AS_ONE, STILL = "class_share=0.1", "class_correction=False", "idle_updates=False"
+SETTINGS = ["class_share=0", TENTH, f"{TENTH},{AS_ONE}", f"{TENTH},{STILL}", f"{TENTH},{AS_ONE},{STILL}"]
 
 
 def network(_recipe: dict) -> mx.sym.Symbol:

@@ -25,7 +25,7 @@ from head_memory import resident
 from vargface.recipe import load_recipe
 from vargface.runtime import mx
 from vargface.symbols import margin_softmax
-from vargface.training.centres import WEIGHT, Centres, classes_taken
+from vargface.training.centres import OFFSET, WEIGHT, Centres, classes_taken
 from vargface.training.optimiser import init_optimizer
 from vargface.training.step import Step
 from vargface.training.team import Team
@@ -50,10 +50,11 @@ def measure(head: str, classes: int, batch: int, steps: int) -> dict[str, float]
     data, label = mx.sym.Variable("data"), mx.sym.Variable("softmax_label")
     # without a parameter of its own, a module has nothing to update
     embedding = mx.sym.broadcast_mul(data, mx.sym.Variable("gain", shape=(1, SIZE), init=mx.init.One()))
-    outputs = margin_softmax.get_symbol(embedding, label, num_classes=taken, embedding_size=SIZE)
-    states = [WEIGHT] if sampled else []
+    settings = {"num_classes": taken, "embedding_size": SIZE, "offset": mx.sym.Variable(OFFSET) if sampled else None}
+    outputs = margin_softmax.get_symbol(embedding, label, **settings)
+    states = [WEIGHT, OFFSET] if sampled else []
     module = mx.mod.Module(outputs.loss, label_names=["softmax_label"], state_names=states, context=mx.cpu())
-    learnt = dict.fromkeys(["gain", WEIGHT], "write")
+    learnt = {"gain": "write", WEIGHT: "write", OFFSET: "null"}
     module.bind([("data", (batch, SIZE))], [("softmax_label", (batch,))], grad_req=learnt)
     module.init_params(mx.init.Normal(0.01))
     init_optimizer(module, recipe, team)

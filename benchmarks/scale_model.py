@@ -38,7 +38,7 @@ import numpy as np  # noqa: E402
 from vargface.data.records import FaceRecords  # noqa: E402
 from vargface.recipe import load_recipe  # noqa: E402
 from vargface.runtime import mx  # noqa: E402
-from vargface.training.centres import Centres  # noqa: E402
+from vargface.training.centres import OFFSET, WEIGHT, Centres  # noqa: E402
 from vargface.training.row_update import RowUpdate  # noqa: E402
 from vargface.training.team import Team, team_of  # noqa: E402
 
@@ -105,7 +105,8 @@ def _table_of(classes: int, taken: int, team: Team) -> Centres:
     """Return tables that have been started, for a module that is none."""
     executor = SimpleNamespace(arg_dict={}, grad_dict={})
     for arrays in (executor.arg_dict, executor.grad_dict):
-        arrays["fc7_weight"] = mx.nd.zeros((taken, SIZE))
+        arrays[WEIGHT] = mx.nd.zeros((taken, SIZE))
+    executor.arg_dict[OFFSET] = mx.nd.zeros((taken,))
     module = SimpleNamespace(_exec_group=SimpleNamespace(execs=[executor]))
     keys = [f"class_share={taken / classes}", f"embedding_size={SIZE}", "batch_size=32", "schedule=poly"]
     table = Centres(load_recipe("base", keys), classes, team, module)

@@ -64,6 +64,7 @@ def get_symbol(
     m2: float = 0.5,
     m3: float = 0.0,
     grad_scale: float = 1.0,
+    offset: mx.sym.Symbol | None = None,
 ) -> MarginSoftmax:
     """Return the margin-softmax head on `embedding` (N, embedding_size), float32 or float16.
 
@@ -77,8 +78,11 @@ def get_symbol(
 
     The gradient is that of the sum over samples, as SoftmaxOutput(normalization="null") gives it; a Module's optimizer
     with its usual rescale_grad = 1 / (whole batch) makes it the mean, with any number of contexts or workers.
-    `grad_scale` multiplies the gradient and not the values, as everywhere in MXNet. Raises ValueError for a setting
-    outside its range: num_classes and embedding_size >= 1, scale > 0, m1 > 0, 0 <= m2 <= pi, all of them finite.
+    `grad_scale` multiplies the gradient and not the values, as everywhere in MXNet. `offset` (num_classes,), 0 for each
+    class that is labelled, is added to the logits in the loss, not in `correct`: ln(n) for a class that stands for n.
+
+    Raises ValueError for a setting outside its range: num_classes and embedding_size >= 1, scale > 0, m1 > 0,
+    0 <= m2 <= pi, all of them finite.
     """
     _check(num_classes=num_classes, embedding_size=embedding_size, scale=scale, m1=m1, m2=m2)
     _check_finite(m3=m3, grad_scale=grad_scale)
@@ -86,7 +90,7 @@ def get_symbol(
     label = mx.sym.floor(mx.sym.cast(label, dtype="float32"))
     labelled = label >= 0  # NaN is not
     label = mx.sym.where(labelled, mx.sym.clip(label, 0, num_classes - 1), mx.sym.zeros_like(label) + _NO_CLASS)
-    logits = _scaled_cosines(embedding, num_classes, embedding_size, scale)
+    logits = _scaled_cosines(embedding, num_classes, embedding_size, scale, offset)
     cosine = mx.sym.pick(logits, label, axis=1) * labelled / scale
     # Worked out from a cosine without a gradient, so that backward keeps neither the one-hot nor the arccos;
     # `margin_gradient` below makes good what that leaves out.
@@ -96,7 +100,8 @@ def get_symbol(
     logits = logits + mx.sym.broadcast_mul(mx.sym.one_hot(label, depth=num_classes), change)
     cross_entropy = -mx.sym.pick(mx.sym.log_softmax(logits, axis=1), label, axis=1) * labelled
     cross_entropy = mx.sym.relu(cross_entropy)  # log_softmax rounds a probability of 1 to as much as 1 + 1e-6
-    correct = mx.sym.argmax(logits, axis=1) == label
+    without = logits if offset is None else mx.sym.broadcast_sub(logits, mx.sym.expand_dims(offset, axis=0))
+    correct = mx.sym.argmax(without, axis=1) == label
 
     # SoftmaxOutput's backward is grad_scale * (p - onehot) whatever stands above it, in the buffer of p: were p an
     # output of the graph, that buffer could not be used again.
@@ -133,12 +138,16 @@ def _check_finite(**settings: float) -> None:
             raise ValueError(f"{name} = {value}: must be a finite number")
 
 
-def _scaled_cosines(embedding: mx.sym.Symbol, num_classes: int, embedding_size: int, scale: float) -> mx.sym.Symbol:
-    """Return scale * cos(embedding, class), (N, num_classes) float32."""
+def _scaled_cosines(
+    embedding: mx.sym.Symbol, num_classes: int, embedding_size: int, scale: float, offset: mx.sym.Symbol | None = None
+) -> mx.sym.Symbol:
+    """Return scale * cos(embedding, class) and the class's offset, (N, num_classes) float32."""
     weight = mx.sym.Variable("fc7_weight", shape=(num_classes, embedding_size), init=mx.init.Normal(0.01))
     embedding = direction(embedding) * scale
     weight = mx.sym.L2Normalization(weight, mode="instance")
-    return mx.sym.FullyConnected(embedding, weight, num_hidden=num_classes, no_bias=True, name="fc7")
+    # as a bias it takes no (N, num_classes) of its own
+    offset = {"no_bias": True} if offset is None else {"bias": offset}
+    return mx.sym.FullyConnected(embedding, weight, num_hidden=num_classes, name="fc7", **offset)
 
 
 def _target(cosine: mx.sym.Symbol, m1: float, m2: float, m3: float) -> tuple[mx.sym.Symbol, mx.sym.Symbol]:

@@ -15,7 +15,7 @@ from vargface.errors import InputError
 from vargface.runtime import mx
 from vargface.symbols import margin_softmax
 from vargface.training import centres, plan, row_update
-from vargface.training.centres import WEIGHT, Centres, _Part, classes_taken, draw_classes
+from vargface.training.centres import OFFSET, WEIGHT, Centres, _Part, classes_taken, draw_classes, stands_for
 from vargface.training.fit import train
 from vargface.training.optimiser import init_optimizer
 from vargface.training.row_update import CENTRES, LAST, MOMENTUM, RowUpdate
@@ -42,6 +42,43 @@ def test_every_other_class_is_as_likely():
     assert counts[3] == counts[7] == 3000
     others = np.delete(counts, [3, 7])  # 3 of 10 each: 900 with a deviation of 25
     assert (np.abs(others - 900) < 5 * 25).all()
+
+
+@pytest.mark.parametrize("labels", [[3, 7, 3, -1], [-1, -1], [0, 1, 2, 11]])
+def test_a_sum_over_the_classes_of_a_step_is_in_the_mean_that_over_all(labels):
+    """What the correction is for: with it the softmax's denominator is estimated without a bias."""
+    labels, values = np.array(labels), np.exp(np.arange(12) / 4)
+    sums = []
+    for seed in range(4000):
+        classes = draw_classes(labels, 5, 12, (seed,))
+        counts = stands_for(classes, labels, 12)
+        assert (counts[np.isin(classes, labels)] == 1).all() and counts.sum() == pytest.approx(12)
+        sums.append((values[classes] * counts).sum())
+    assert np.mean(sums) == pytest.approx(values.sum(), abs=5 * np.std(sums) / np.sqrt(len(sums)))
+
+
+@pytest.mark.parametrize("classes", [np.arange(12), np.array([3, 7])])
+def test_where_none_is_drawn_each_class_stands_for_itself(classes):
+    """All of them taken, or the batch's own alone."""
+    assert (stands_for(classes, np.array([3, 7, -1]), 12) == 1).all()
+
+
+@pytest.mark.parametrize("correction", [True, False])
+def test_a_step_is_fed_with_what_its_classes_stand_for(make, monkeypatch, correction):
+    fed, step = [], centres.Centres.update
+
+    def look(self):
+        fed.extend((each.arg_dict[OFFSET].asnumpy(), self._rows) for each in self._module._exec_group.execs)
+        step(self)
+
+    monkeypatch.setattr(centres.Centres, "update", look)
+    recipe = make(steps=2, class_share=0.75, class_correction=correction, batch_size=2, context="cpu(0),cpu(1)")
+    train(recipe)
+    assert len(fed) == 4
+    for offsets, rows in fed:  # 3 of 4 classes, 1 or 2 of them the batch's: those drawn stand for 3/2 or 2 each
+        assert len(rows) == 3
+        alone = sorted(np.exp(offsets).round(4).tolist())
+        assert alone in ([[1, 1.5, 1.5], [1, 1, 2]] if correction else [[1, 1, 1]])
 
 
 @pytest.mark.parametrize(
@@ -134,21 +171,24 @@ def head_on_a_share(num_classes: int, size: int, keys: dict) -> tuple[mx.mod.Mod
         embedding_size=size,
         scale=recipe.scale,
         m2=recipe.m2,
+        offset=mx.sym.Variable(OFFSET),
     ).loss
-    module = mx.mod.Module(loss, label_names=["softmax_label"], state_names=[WEIGHT], context=mx.cpu())
-    learnt = dict.fromkeys(["gain_gamma", WEIGHT], "write")
+    states = [WEIGHT, OFFSET]
+    module = mx.mod.Module(loss, label_names=["softmax_label"], state_names=states, context=mx.cpu())
+    learnt = {"gain_gamma": "write", WEIGHT: "write", OFFSET: "null"}
     module.bind([("data", (recipe.batch_size, size))], [("softmax_label", (recipe.batch_size,))], grad_req=learnt)
     module.init_params()
     init_optimizer(module, recipe, Team())
     return module, Centres(recipe, num_classes, Team(), module)
 
 
-def test_steps_on_a_share_are_those_of_sgd_on_all_rows(tmp_path):
+@pytest.mark.parametrize("correction", [True, False])
+def test_steps_on_a_share_are_those_of_sgd_on_all_rows(tmp_path, correction):
     """Against float64: the formula's gradient by differences, zero for classes not taken; the next generation starts
     from rows that are all up to date."""
     classes, size, batch, steps, random = 12, 4, 3, 9, np.random.default_rng(2)
     keys = {"class_share": 0.4, "batch_size": batch, "scale": 4.0, "lr": 0.3, "wd": 0.1, "steps": steps}
-    keys |= {"schedule": "step", "lr_steps": [3, 6]}
+    keys |= {"schedule": "step", "lr_steps": [3, 6], "class_correction": correction}
     module, table = head_on_a_share(classes, size, keys)
     table.start(None, 0, with_momentum=False)
     with open(tmp_path / "start", "wb") as file:
@@ -165,8 +205,11 @@ def test_steps_on_a_share_are_those_of_sgd_on_all_rows(tmp_path):
         np.testing.assert_allclose(fed, due[rows], rtol=1e-4, atol=1e-6, err_msg=f"step {number}")
         step(mx.io.DataBatch([mx.nd.array(images)], [mx.nd.array(among)], index=np.arange(batch)))
 
-        def loss(gain, weight, images=images, among=among):
-            return reference(images * gain, weight, among.astype(int), scale=4.0, m2=0.1)[0].mean()
+        others = np.where(np.isin(rows, labels), 1, (classes - len(set(labels))) / (5 - len(set(labels))))
+        counts = others if correction else 1
+
+        def loss(gain, weight, images=images, among=among, counts=counts):
+            return reference(images * gain, weight, among.astype(int), scale=4.0, m2=0.1, counts=counts)[0].mean()
 
         gradient = np.zeros_like(due)
         gradient[rows] = finite_differences(lambda weight: loss(gain, weight), due[rows])  # noqa: B023
@@ -315,6 +358,7 @@ def test_a_table_that_is_damaged_is_not_gone_on_from(make, tmp_path):
             "class_limit = 3: must be 0 or at least batch_size = 4",
         ),
         ({"idle_updates": False}, "idle_updates = False: of no effect without class_share"),
+        ({"class_correction": False}, "class_correction = False: of no effect without class_share"),
         ({"class_share": 1.5}, "class_share = 1.5: must be at least 0 and at most 1"),
     ],
 )

@@ -27,8 +27,8 @@ def reference_target(cosine: float, m1: float, m2: float, m3: float) -> float:
     return math.cos(phi) - lowered - m3
 
 
-def reference(embedding, weight, label, *, scale=64.0, m1=1.0, m2=0.5, m3=0.0):
-    """Return cross-entropy, target cosine and correctness, each (N,), in float64."""
+def reference(embedding, weight, label, *, scale=64.0, m1=1.0, m2=0.5, m3=0.0, counts=1.0):
+    """Return cross-entropy, target cosine and correctness, each (N,), in float64; a class is there `counts` times."""
     embedding, weight = np.asarray(embedding, np.float64), np.asarray(weight, np.float64)
     embedding = embedding / np.sqrt((embedding**2).sum(1, keepdims=True) + 1e-10)
     weight = weight / np.sqrt((weight**2).sum(1, keepdims=True) + 1e-10)
@@ -37,7 +37,7 @@ def reference(embedding, weight, label, *, scale=64.0, m1=1.0, m2=0.5, m3=0.0):
     cosine = logits[rows, label] / scale
     logits[rows, label] = [scale * reference_target(c, m1, m2, m3) for c in cosine]
     top = logits.max(1)
-    cross_entropy = np.log(np.exp(logits - top[:, None]).sum(1)) + top - logits[rows, label]
+    cross_entropy = np.log((counts * np.exp(logits - top[:, None])).sum(1)) + top - logits[rows, label]
     return cross_entropy, cosine, logits.argmax(1) == label
 
 
@@ -55,9 +55,11 @@ def finite_differences(function, array, step=1e-6):
     return gradient
 
 
-def run(embedding, weight, label, *, heads=NAMES, dtype="float32", **keywords):
+def run(embedding, weight, label, *, heads=NAMES, dtype="float32", offset=None, **keywords):
     """Return ({output: array}, gradient of the embedding, gradient of the weight) of a bound head."""
     (classes, size), batch = weight.shape, len(label)
+    if offset is not None:
+        keywords["offset"] = mx.sym.Variable("offset")
     head = margin_softmax.get_symbol(
         mx.sym.Variable("embedding"), mx.sym.Variable("label"), num_classes=classes, embedding_size=size, **keywords
     )
@@ -68,8 +70,9 @@ def run(embedding, weight, label, *, heads=NAMES, dtype="float32", **keywords):
         type_dict={"embedding": dtype, "label": "float32"},
         grad_req={"embedding": "write", "fc7_weight": "write", "label": "null"},
     )
-    for name, value in {"embedding": embedding, "fc7_weight": weight, "label": label}.items():
-        bound.arg_dict[name][:] = value
+    for name, value in {"embedding": embedding, "fc7_weight": weight, "label": label, "offset": offset}.items():
+        if value is not None:
+            bound.arg_dict[name][:] = value
     bound.forward(is_train=True)
     bound.backward()
     values = {name: output.asnumpy() for name, output in zip(heads, bound.outputs)}
@@ -106,6 +109,23 @@ def test_value_and_gradient_are_those_of_the_formula(margins, scale):
     np.testing.assert_allclose(to_embedding, wanted, rtol=5e-4, atol=1e-4)
     wanted = finite_differences(lambda w: reference(embedding, w, label, **margins)[0].sum(), weight)
     np.testing.assert_allclose(to_weight, wanted, rtol=5e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("margins", SETTINGS, ids=str)
+def test_a_class_of_offset_ln_n_counts_as_n_of_it(margins):
+    """Against the same head on as many copies, and against all of them without a margin's class."""
+    embedding, weight, label = problem(6, classes=5)
+    copies = np.array([1, 3, 1, 2, 4])
+    label %= 1  # every sample is of class 0, which has one copy
+    values, to_embedding, to_weight = run(embedding, weight, label, offset=np.log(copies), scale=8.0, **margins)
+    due, due_embedding, due_weight = run(embedding, weight.repeat(copies, axis=0), label, scale=8.0, **margins)
+    for name in ("loss", "cross_entropy", "target_cosine"):
+        np.testing.assert_allclose(values[name], due[name], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(to_embedding, due_embedding, rtol=1e-4, atol=1e-5)
+    starts = np.concatenate([[0], copies.cumsum()[:-1]])
+    np.testing.assert_allclose(to_weight, np.add.reduceat(due_weight, starts), rtol=1e-4, atol=1e-5)
+    plain, *_ = run(embedding, weight, label, scale=8.0, **margins)
+    np.testing.assert_array_equal(values["correct"], plain["correct"])  # the nearest is who it was
 
 
 @pytest.mark.parametrize("label", [0, 6])
@@ -292,14 +312,16 @@ def test_a_sample_of_no_class_counts_for_nothing(margins, none):
     np.testing.assert_allclose(to_weight, to_weight_alone, rtol=1e-4, atol=1e-4)
 
 
-def test_memory_planned_is_that_of_the_plain_softmax():
+@pytest.mark.parametrize("offset", [None, "offset"])
+def test_memory_planned_is_that_of_the_plain_softmax(offset):
     def planned(symbol):
         bound = symbol.simple_bind(mx.cpu(), embedding=(256, 8), label=(256,), grad_req="write")
         lines = bound.debug_str().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("Total") and "MB" in line)
 
     embedding, label = mx.sym.Variable("embedding"), mx.sym.Variable("label")
-    head = margin_softmax.get_symbol(embedding, label, num_classes=20_000, embedding_size=8)
+    keys = {"num_classes": 20_000, "embedding_size": 8, "offset": offset and mx.sym.Variable(offset)}
+    head = margin_softmax.get_symbol(embedding, label, **keys)
     logits = margin_softmax._scaled_cosines(embedding, 20_000, 8, 64.0)
     plain = mx.sym.Group(
         [

@@ -1,8 +1,9 @@
 """Class centres as rows of a table: a step takes those of its batch and a random share of the others, and no more.
 
 The softmax is over the classes taken, as in "Partial FC" (https://arxiv.org/abs/2010.05222; the table lies on MXNet's
-parameter servers here, or in this process, where that one splits it over GPUs). The head is symbols/margin_softmax.py
-for so many classes, whose `fc7_weight` is fed, and the labels are numbers of rows taken.
+parameter servers here, or in this process, where that one splits it over GPUs). Unlike there, a class at random counts
+for as many as it stands for: an estimate of the softmax over all, as in https://arxiv.org/abs/1412.2007. The head is
+symbols/margin_softmax.py for so many classes, whose `fc7_weight` is fed, and the labels are numbers of rows taken.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from vargface.training.row_update import CENTRES, LAST, MOMENTUM, TABLES, RowUpd
 from vargface.training.schedule import learning_rate_schedule
 from vargface.training.team import Team
 
-__all__ = ["WEIGHT", "Centres", "classes_taken", "draw_classes"]
+__all__ = ["OFFSET", "WEIGHT", "Centres", "classes_taken", "draw_classes", "stands_for"]
 
-WEIGHT = "fc7_weight"
+WEIGHT, OFFSET = "fc7_weight", "fc7_offset"
 # of a centre that has not learnt, as InsightFace's
 SPREAD = 0.01
 # rows that are moved at a time between the table and a file; the store keeps the last of each part
@@ -53,6 +54,18 @@ def draw_classes(labels: np.ndarray, taken: int, num_classes: int, seed: tuple[i
     # the k-th class that is none of `own`: k, and one more for each of those before it
     drawn += np.searchsorted(own - np.arange(len(own)), drawn, side="right")
     return np.sort(np.concatenate([own, drawn]))
+
+
+def stands_for(classes: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return (n,) float32: for how many of `num_classes` each of `classes` (n,), drawn for `labels`, stands.
+
+    One of `labels` is there for certain, for itself, each other one for its share of all that might have been drawn: so
+    a sum over classes, times this, is that over all of them in the mean over draws.
+    """
+    own = np.isin(classes, labels)
+    others = num_classes - own.sum()
+    drawn = max(len(own) - own.sum(), 1)
+    return np.where(own, 1, others / drawn).astype(np.float32)
 
 
 class Centres:
@@ -124,7 +137,8 @@ class Centres:
         return {CENTRES: centres, MOMENTUM: velocity, LAST: last}
 
     def take(self, labels: np.ndarray, seed: tuple[int, ...], updates: int) -> np.ndarray:
-        """Feed the module with the rows of a step and return `labels` (N,) of this worker as numbers of these rows.
+        """Feed the module with the rows of a step and what they stand for; return this worker's `labels` (N,) as
+        numbers of these rows.
 
         updates: how many there were before. Negative labels stay. The classes are those of all workers' labels, and the
         same for all.
@@ -150,6 +164,10 @@ class Centres:
             if place.stop > place.start:
                 for executor in self._module._exec_group.execs:
                     values.copyto(executor.arg_dict[WEIGHT][place])
+        if self._recipe.class_correction:
+            offsets = mx.nd.array(np.log(stands_for(self._rows, array.asnumpy(), self._shape[0])))
+            for executor in self._module._exec_group.execs:
+                offsets.copyto(executor.arg_dict[OFFSET])
         return np.where(labels >= 0, np.searchsorted(self._rows, labels), labels).astype(np.float32)
 
     @property

@@ -69,8 +69,9 @@ def check_recipe(recipe: EasyDict) -> None:
             f"class_limit = {recipe.class_limit}: must be 0 or at least batch_size = {recipe.batch_size}: a batch may "
             "have as many classes"
         )
-    if not (recipe.idle_updates or recipe.class_share):
-        raise InputError("idle_updates = False: of no effect without class_share - set it, too")
+    for key in ("class_correction", "idle_updates"):
+        if not (recipe[key] or recipe.class_share):
+            raise InputError(f"{key} = False: of no effect without class_share - set it, too")
     if recipe.kvstore not in KVSTORES:
         raise InputError(f"kvstore = {recipe.kvstore!r}: must be {', '.join(KVSTORES[1:])}, or empty")
     if recipe.distillation not in angular_distillation.FORMS:

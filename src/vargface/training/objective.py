@@ -7,7 +7,7 @@ from easydict import EasyDict
 from vargface.graph import training_form
 from vargface.runtime import mx
 from vargface.symbols import angular_distillation, margin_softmax
-from vargface.training.centres import WEIGHT
+from vargface.training.centres import OFFSET, WEIGHT
 from vargface.training.teacher import LABEL
 
 __all__ = ["MARGIN_WEIGHT", "Objective"]
@@ -24,7 +24,8 @@ PROBES = {"margin_gradient": "margin_probe", "distillation_gradient": "distillat
 class Objective:
     """The training symbol of a recipe and the names of its outputs, each (N,): `symbol`, `outputs`, `label_names`.
 
-    states: the names of the module's: `probes`, which stay zero, and where a step samples its classes their centres;
+    states: the names of the module's: `probes`, which stay zero, and where a step samples its classes their centres and
+    how many each stands for;
     gradients: the names of what `gradient_norms` gives;
     spread: outputs whose percentiles are worth logging.
     """
@@ -60,6 +61,7 @@ class Objective:
             m1=recipe.m1,
             m2=recipe.m2,
             m3=recipe.m3,
+            offset=mx.sym.Variable(OFFSET) if recipe.class_share else None,
         )
         outputs = {"margin_loss": margin.loss, "train_accuracy": margin.correct, "target_cosine": margin.target_cosine}
         self._of_labelled = [*outputs, "margin_gradient"]
@@ -78,7 +80,7 @@ class Objective:
             outputs[LABELLED] = mx.sym.BlockGrad(label >= 0)
         self.outputs = list(outputs)
         self.probes, self.gradients = list(self._of_probe), list(self._of_probe.values())
-        self.states = [*self.probes, WEIGHT] if recipe.class_share else self.probes
+        self.states = [*self.probes, WEIGHT, OFFSET] if recipe.class_share else self.probes
         self.spread = ["teacher_cosine"] if distils else []
         self.symbol = mx.sym.Group(list(outputs.values()))
 
@@ -90,7 +92,8 @@ class Objective:
         """Return `grad_req` of `Module.bind`: `parameters` ("write" or "add") for those, and the probes' own."""
         inputs = {"data", *self.label_names}
         names = [name for name in self.symbol.list_arguments() if name not in inputs]
-        return {name: "write" if name in self.probes else parameters for name in names}
+        own = {**dict.fromkeys(self.probes, "write"), OFFSET: "null"}
+        return {name: own.get(name, parameters) for name in names}
 
     def gradient_norms(self, module: mx.mod.Module) -> list[mx.nd.NDArray]:
         """Return, after a backward pass, the norms of the losses' gradients at each embedding: (N,) by `gradients`.
