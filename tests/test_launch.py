@@ -136,12 +136,13 @@ def test_two_workers_of_two_contexts_learn_what_one_does(job, make, without_norm
 def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_job_is_stopped_and_goes_on_as_another(
     job, make, without_norm, tmp_path
 ):
-    """So the rate falls there, too: centres and momenta are those of one process, at a rate that falls twice.
+    """So the rate falls there, too: centres and momenta are those of one process, at a rate that falls twice, and those
+    that the next generation goes on from.
 
     The table is in two parts of two rows there, and then of one.
     """
-    keys = {**KEYS, "class_share": 0.5, "batch_size": 2}
-    (alone,) = train(make(**keys, context="cpu", out=tmp_path / "alone"))
+    keys = {**KEYS, "class_share": 0.5, "batch_size": 2, "wd": 0.05, "generations": 2}
+    both = train(make(**keys, context="cpu", out=tmp_path / "alone"))
     out, row = tmp_path / "job", 4 * tiny.DIMENSIONS
     process = job(**keys, site=IN_PARTS.format(2 * row), out=out)
     wait_for(out / "state" / "00000005.json", process)
@@ -149,17 +150,18 @@ def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_jo
     code, _, err = end_of(process)
     assert code == 143 and "stopped; the same command goes on" in err
     assert not members(out)
-    assert not (out / "result.json").exists(), "it was to be stopped on the way"
+    assert not (out / "result.json").exists(), "it was to be stopped in the first generation"
     # one worker of two contexts, on two servers that have a whole table or none: the batch is not theirs to change
     others = {"context": "cpu(0),cpu(1)", "kvstore": "dist_device_sync"}
     code, _, err = end_of(job("-n 1 -s 2", 1_000_000, IN_PARTS.format(row), **{**keys, **others}, out=out))
     assert code == 0 and re.search(r"resumed at step \d+", err), err
-    folder = RunFolder(out, alone.recipe)
-    close(tiny.state(folder), tiny.state(alone))
-    due, found = (np.load(each.centres(30)) for each in (alone, folder))
-    np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
-    assert np.abs(due[1]).max() > 1e-3
-    np.testing.assert_array_equal(*map(updates_of, (folder, alone)))
+    for alone, folder in zip(both, (out, out / "gen-2")):
+        folder = RunFolder(folder, alone.recipe)
+        close(tiny.state(folder), tiny.state(alone))
+        due, found = (np.load(each.centres(30)) for each in (alone, folder))
+        np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
+        assert np.abs(due[1]).max() > 1e-3
+        np.testing.assert_array_equal(*map(updates_of, (folder, alone)))
 
 
 @pytest.mark.slow

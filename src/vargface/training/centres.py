@@ -113,8 +113,10 @@ class Centres:
                 part.push(table, rows, values.get(table))
                 mx.nd.waitall()  # MXNet orders what is done with an array, not what with a key
         self._team.has_tables = True
-        self._decays = saved.decays if saved is not None and with_momentum else [0.0] * updates
-        self._use(RowUpdate(begin_num_update=updates, decays=self._decays, **options(self._recipe)))
+        goes_on = saved is not None and with_momentum  # where rank 0 does, the others need no more than the number
+        self._decays = saved.decays if goes_on else [0.0] * updates
+        behind = self._decays[int(saved.last.min()) :] if goes_on else []
+        self._use(RowUpdate(begin_num_update=updates, decays=behind, **options(self._recipe)))
         # the one that learns is to know all tables before it needs them
         for part in self._parts:
             for table in self._tables:

@@ -51,7 +51,7 @@ class RowUpdate(mx.optimizer.Optimizer):
     The momentum of a row is a row of the table MOMENTUM: so it can be read, and saved, from where it lies. LAST has the
     number of updates that a row is up to. A push there, of the updates gone, has its rows catch up with those that did
     not take them (`catch_up`): then they are where SGD on all rows has them.
-    decays: rate x weight decay of the updates gone when this begins, the newest last, where rows are to catch up.
+    decays: rate x weight decay of the updates gone when this begins, the newest last, as far back as rows are behind.
     tables: the parts, by key, that something has been pushed to; of one that learns the first push of each makes it
     known, no more. Every part of CENTRES is pushed at every step, be it no row of it: its pushes are the updates that
     the rate goes by.
@@ -63,6 +63,7 @@ class RowUpdate(mx.optimizer.Optimizer):
         """Take SGD's options; with `loads`, rows of all tables become what is pushed."""
         super().__init__(**options)
         self._momentum, self._loads, self._decays = momentum, loads, list(decays)
+        self._noted = self.begin_num_update  # the update that the last of them is of
         self.tables: dict[int, mx.nd.NDArray] = {}
 
     def create_state_multi_precision(self, index: int, weight: mx.nd.NDArray) -> None:
@@ -90,8 +91,9 @@ class RowUpdate(mx.optimizer.Optimizer):
         key = key_of(CENTRES, part)
         self._update_count(key)
         options = {"lr": self._get_lr(key), "wd": self._get_wd(key), "rescale_grad": self.rescale_grad}
-        if self._index_update_count[key] > len(self._decays):  # not one that another part has had noted down
+        if self.num_update > self._noted:  # the first part of a step
             self._decays.append(options["lr"] * options["wd"])
+            self._noted = self.num_update
         momentum, last = (self.tables.get(key_of(table, part)) for table in (MOMENTUM, LAST))
         mx.nd.sparse.sgd_mom_update(
             weight, grad, momentum, out=weight, momentum=self._momentum, lazy_update=True, **options
