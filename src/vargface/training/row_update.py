@@ -22,8 +22,8 @@ __all__ = ["CENTRES", "LAST", "MOMENTUM", "TABLES", "RowUpdate", "catch_up", "ke
 _SERVERS = int(os.environ.get("DMLC_NUM_SERVER", "1"))
 _SPACING = 8 * _SERVERS
 TABLES = CENTRES, MOMENTUM, LAST = tuple(number * _SPACING for number in range(3))
-# rows that catch up at a time: what fits the processor's cache
-_AT_ONCE = 512
+# numbers that catch up at a time: few enough for the cache, and for the memory of intermediate ones to be used again
+_AT_ONCE = 1 << 15
 
 
 def key_of(table: int, part: int) -> int:
@@ -131,9 +131,10 @@ def catch_up(
         braked, left = braked - (braked + left) * decay, (braked + left) * momentum
         products[number] = kept, moved, braked, left
     products = products.astype(np.float32)
-    for start in range(0, len(rows), _AT_ONCE):
-        some = rows[start:][:_AT_ONCE]
-        kept, moved, braked, left = products[missed[start:][:_AT_ONCE]].T[..., None]
+    count = max(_AT_ONCE // centres.shape[1], 1)
+    for start in range(0, len(rows), count):
+        some = rows[start:][:count]
+        kept, moved, braked, left = products[missed[start:][:count]].T[..., None]
         w, v = centres[some], velocity[some]
         centres[some], velocity[some] = kept * w + moved * v, braked * w + left * v
 
