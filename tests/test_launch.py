@@ -165,6 +165,26 @@ def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_jo
 
 
 @pytest.mark.slow
+def test_a_share_of_the_classes_on_workers_of_several_contexts_with_a_teacher(
+    job, make, without_norm, monkeypatch, tmp_path, teacher
+):
+    """Two workers of two contexts that go through their batch in two parts, and three servers, against one process."""
+    monkeypatch.setattr(tiny, "IDENTITIES", 24)
+    data = tiny.make_data(tmp_path / "data")
+    keys = {**KEYS, "steps": 12, "verify_every": 12, "class_share": 0.5, "teacher": teacher, "data": data, "wd": 0.05}
+    (alone,) = train(make(**keys, batch_size=8, context="cpu", out=tmp_path / "alone"))
+    out, parted = tmp_path / "job", {**keys, "context": "cpu(0),cpu(1)", "accumulate": 2}
+    code, _, err = end_of(job("-n 2 -s 3", **parted, out=out))
+    assert code == 0, err
+    folder = RunFolder(out, EasyDict(alone.recipe, accumulate=2))
+    close(tiny.state(folder), tiny.state(alone))
+    due, found = (np.load(each.centres(12)) for each in (alone, folder))
+    np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(*map(updates_of, (folder, alone)))
+    assert len(set(updates_of(alone))) > 1, "some rows were not taken last"
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_job_which_can_go_on(job, make, without_norm, tmp_path):
     out, keys = tmp_path / "job", {"steps": 100_000, "save_every": 5, "log_every": 1000}
     process = job("-n 2 -s 1", **keys, out=out)
