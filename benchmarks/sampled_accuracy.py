@@ -2,8 +2,8 @@
 
     python benchmarks/sampled_accuracy.py DATA [--seeds 0 1 2] [--steps 800] [--settings SETTING...]
 
-A SETTING is KEY=VALUE,...; as they are: all classes, a tenth, and a tenth without one or both of what makes its steps
-those of all classes in the mean; without both it is Partial FC.
+A SETTING is KEY=VALUE,...; as they are: all classes, a tenth, and a tenth without one or both of what it does to be
+like all classes; without both it is Partial FC.
 
 DATA is a folder of `vargface synth` with many identities. The network is made for this: four convolutions on a quarter
 of the resolution, so that many steps take little. Figures are the mean accuracy over DATA's packs after the last step.

@@ -31,8 +31,8 @@ recipe = EasyDict(
     # random, at most class_limit (0: no limit); 1 with no limit is all of them, from the table that is sampled
     class_share=0.0,
     class_limit=0,
-    # with class_share: each class at random counts as the many it stands for, so that the softmax is in the mean that
-    # over all; False: as one, as in "Partial FC"
+    # with class_share: each class at random counts as the many it stands for, so that the softmax's denominator is in
+    # the mean that of all classes; False: as one, as in "Partial FC"
     class_correction=True,
     # with class_share: the centre of a class goes on, by its momentum and weight decay, in the steps that do not take
     # it, as with all classes; False: it stands still

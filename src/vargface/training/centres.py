@@ -2,8 +2,9 @@
 
 The softmax is over the classes taken, as in "Partial FC" (https://arxiv.org/abs/2010.05222; the table lies on MXNet's
 parameter servers here, or in this process, where that one splits it over GPUs). Unlike there, a class at random counts
-for as many as it stands for: an estimate of the softmax over all, as in https://arxiv.org/abs/1412.2007. The head is
-symbols/margin_softmax.py for so many classes, whose `fc7_weight` is fed, and the labels are numbers of rows taken.
+for as many as it stands for (https://arxiv.org/abs/1712.00527), so that the softmax's denominator is in
+the mean that of all classes. The head is symbols/margin_softmax.py for so many classes, whose `fc7_weight` is fed, and
+the labels are numbers of rows taken.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import IO
 import numpy as np
 from easydict import EasyDict
 
+from vargface.errors import InputError
 from vargface.runtime import mx
 from vargface.training.optimiser import options
-from vargface.training.row_update import CENTRES, LAST, MOMENTUM, TABLES, RowUpdate, catch_up, key_of, last_width
+from vargface.training.row_update import CENTRES, LAST, MOMENTUM, TABLES, Missed, RowUpdate, key_of, last_width
 from vargface.training.schedule import learning_rate_schedule
 from vargface.training.team import Team
 
@@ -94,7 +96,7 @@ class Centres:
         self._starts = np.array(starts)
         self._rows = np.arange(0)
         self._schedule = learning_rate_schedule(recipe)
-        self._decays: list[float] = []  # rate x weight decay of each update
+        self._updates: list[tuple[float, float]] = []  # rate x weight decay, and momentum, of each
 
     def start(self, source: Path | None, updates: int, with_momentum: bool) -> None:
         """Load the tables from `source`, which `save` wrote, at rank 0; None: draw them. The rate is that of `updates`.
@@ -114,9 +116,9 @@ class Centres:
                 mx.nd.waitall()  # MXNet orders what is done with an array, not what with a key
         self._team.has_tables = True
         goes_on = saved is not None and with_momentum  # where rank 0 does, the others need no more than the number
-        self._decays = saved.decays if goes_on else [0.0] * updates
-        behind = self._decays[int(saved.last.min()) :] if goes_on else []
-        self._use(RowUpdate(begin_num_update=updates, decays=behind, **options(self._recipe)))
+        self._updates = saved.updates if goes_on else [(0.0, 0.0)] * updates
+        behind = self._updates[int(saved.last.min()) :] if goes_on else []
+        self._use(RowUpdate(begin_num_update=updates, missed=behind, **options(self._recipe)))
         # the one that learns is to know all tables before it needs them
         for part in self._parts:
             for table in self._tables:
@@ -134,7 +136,7 @@ class Centres:
         elif with_momentum and LAST in self._tables:
             (centres, velocity), last = saved.tables[:, place], saved.last[place, None]
         else:
-            centres, momenta = saved.up_to_date(place, self._recipe.momentum)
+            centres, momenta = saved.up_to_date(place)
             velocity = momenta if with_momentum else velocity
         return {CENTRES: centres, MOMENTUM: velocity, LAST: last}
 
@@ -179,16 +181,16 @@ class Centres:
 
     def update(self) -> None:
         """Update the rows of this step by their gradients, where the table is."""
-        self._decays.append(self._schedule(len(self._decays) + 1) * self._recipe.wd)
+        self._updates.append((self._schedule(len(self._updates) + 1) * self._recipe.wd, self._recipe.momentum))
         first, *others = self.gradients
-        for other in others:  # on a GPU, where there are several: that is many times as fast as here
-            first = first + other.as_in_context(first.context)
         total = first.as_in_context(mx.cpu())
+        for other in others:
+            total = total + other.as_in_context(mx.cpu())
         for part, place, rows in self._taken_of_parts():
             part.push(CENTRES, rows, total[place] if len(rows) else None)
 
     def save(self, file: IO[bytes]) -> None:
-        """Write three .npy files, one behind the other: the tables (2, C, D) and (C,) float32, the decays float64."""
+        """Write three .npy files, one behind the other: tables (2, C, D) and (C,) float32, updates (n, 2) float64."""
         mx.nd.waitall()
         for table in TABLES:
             shape = {CENTRES: (2, *self._shape), LAST: self._shape[:1]}.get(table)
@@ -200,9 +202,9 @@ class Centres:
                 if table in self._tables:
                     values = part.pull(table, rows).data.asnumpy()[:, :width]
                 else:
-                    values = np.full(len(rows), len(self._decays), np.float32)
+                    values = np.full(len(rows), len(self._updates), np.float32)
                 file.write(values.tobytes())
-        np.save(file, np.array(self._decays))
+        np.save(file, np.reshape(self._updates, (-1, 2)))
 
     def _use(self, optimizer: RowUpdate) -> None:
         """Have the store, or all servers, use `optimizer` from here on, once all that was pushed is done."""
@@ -263,17 +265,20 @@ class _Part:
 
 
 class _Saved:
-    """What `Centres.save` wrote: `tables` (2, C, D), left on the disk, `last` (C,), and `decays` of the updates."""
+    """What `Centres.save` wrote: `tables` (2, C, D), left on the disk, `last` (C,), and the `updates`."""
 
     def __init__(self, path: Path) -> None:
-        self.tables = np.load(path, mmap_mode="r")
-        with open(path, "rb") as file:
-            file.seek(self.tables.offset + self.tables.nbytes)
-            self.last, self.decays = np.load(file), np.load(file).tolist()
+        try:
+            self.tables = np.load(path, mmap_mode="r")
+            with open(path, "rb") as file:
+                file.seek(self.tables.offset + self.tables.nbytes)
+                self.last, self.updates = np.load(file), list(map(tuple, np.load(file).tolist()))
+        except (ValueError, EOFError) as error:
+            raise InputError(f"{path}: of another version's form ({error}) - begin the run anew") from None
+        self._missed = Missed(self.updates)
 
-    def up_to_date(self, place: slice, momentum: float) -> np.ndarray:
+    def up_to_date(self, place: slice) -> np.ndarray:
         """Return the rows `place` of both tables, (2, n, D), once all have gone along with all updates."""
-        found = np.array(self.tables[:, place])
-        missed = len(self.decays) - self.last[place]
-        catch_up(*found, np.arange(len(missed)), missed, self.decays, momentum)
+        found, missed = np.array(self.tables[:, place]), len(self.updates) - self.last[place]
+        self._missed.catch_up(*found, np.arange(len(missed)), missed)
         return found

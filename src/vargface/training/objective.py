@@ -24,8 +24,8 @@ PROBES = {"margin_gradient": "margin_probe", "distillation_gradient": "distillat
 class Objective:
     """The training symbol of a recipe and the names of its outputs, each (N,): `symbol`, `outputs`, `label_names`.
 
-    states: the names of the module's: `probes`, which stay zero, and where a step samples its classes their centres and
-    how many each stands for;
+    states: the names of the module's: `probes`, which stay zero, where a step samples its classes their centres and,
+    with `recipe.class_correction`, the logarithm of how many each stands for;
     gradients: the names of what `gradient_norms` gives;
     spread: outputs whose percentiles are worth logging.
     """
@@ -41,7 +41,7 @@ class Objective:
         """
         embedding = training_form(network)
         label = mx.sym.Variable("softmax_label")
-        distils = bool(recipe.teacher)
+        distils, corrects = bool(recipe.teacher), bool(recipe.class_share and recipe.class_correction)
         self._of_probe: dict[str, str] = {}
         self.label_names = ["softmax_label", LABEL] if distils else ["softmax_label"]
         classified = self._probed(embedding, "margin_gradient")
@@ -61,7 +61,7 @@ class Objective:
             m1=recipe.m1,
             m2=recipe.m2,
             m3=recipe.m3,
-            offset=mx.sym.Variable(OFFSET) if recipe.class_share else None,
+            offset=mx.sym.Variable(OFFSET) if corrects else None,
         )
         outputs = {"margin_loss": margin.loss, "train_accuracy": margin.correct, "target_cosine": margin.target_cosine}
         self._of_labelled = [*outputs, "margin_gradient"]
@@ -80,7 +80,7 @@ class Objective:
             outputs[LABELLED] = mx.sym.BlockGrad(label >= 0)
         self.outputs = list(outputs)
         self.probes, self.gradients = list(self._of_probe), list(self._of_probe.values())
-        self.states = [*self.probes, WEIGHT, OFFSET] if recipe.class_share else self.probes
+        self.states = [*self.probes, *[WEIGHT] * bool(recipe.class_share), *[OFFSET] * corrects]
         self.spread = ["teacher_cosine"] if distils else []
         self.symbol = mx.sym.Group(list(outputs.values()))
 

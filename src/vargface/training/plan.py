@@ -85,6 +85,8 @@ def make_plan(recipe: EasyDict) -> Plan:
     network = network_symbol(recipe)
     learning_rate_schedule(recipe)
     teacher, team = _teacher(recipe, records), team_of(recipe.kvstore)
+    if team.leads:
+        _look_at_share(recipe, records.num_identities)
     plan = Plan(
         recipe=recipe,
         records=records,
@@ -113,6 +115,19 @@ def _check_head(recipe: EasyDict, num_classes: int) -> None:
             f"{recipe.data}: {num_classes:,} classes x embedding_size = {recipe.embedding_size} are {size / 1e9:.2f} "
             f"GB of fc7, and MXNet's servers sum no array of more than {MOST_BYTES / 1e9:.2f} GB - set class_share "
             "(1 takes all classes), whose table they have in parts"
+        )
+
+
+def _look_at_share(recipe: EasyDict, num_classes: int) -> None:
+    """Warn where the batch leaves so little room for other classes that a few stand for nearly all."""
+    taken = classes_taken(recipe, num_classes)
+    if recipe.class_share and recipe.class_correction and taken < min(2 * recipe.batch_size, num_classes):
+        logger.warning(
+            "a step takes %d classes, for a batch of %d: the few beside its own count for all others, so the loss leaps with "
+            "them - class_limit and class_share x %d classes should be twice the batch at least",
+            taken,
+            recipe.batch_size,
+            num_classes,
         )
 
 

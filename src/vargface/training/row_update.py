@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from vargface.runtime import mx
 
-__all__ = ["CENTRES", "LAST", "MOMENTUM", "TABLES", "RowUpdate", "catch_up", "key_of", "last_width", "sum_key"]
+__all__ = ["CENTRES", "LAST", "MOMENTUM", "TABLES", "Missed", "RowUpdate", "key_of", "last_width", "sum_key"]
 
 # Keys of the store: three tables of as many rows, each in parts of a key each, a row of all three on one server. What
 # MXNet does not split lies on the server (key * 9973) % servers: so the keys of tables are multiples of their number.
@@ -50,20 +50,20 @@ class RowUpdate(mx.optimizer.Optimizer):
 
     The momentum of a row is a row of the table MOMENTUM: so it can be read, and saved, from where it lies. LAST has the
     number of updates that a row is up to. A push there, of the updates gone, has its rows catch up with those that did
-    not take them (`catch_up`): then they are where SGD on all rows has them.
-    decays: rate x weight decay of the updates gone when this begins, the newest last, as far back as rows are behind.
+    not take them (`Missed`): then they are where SGD on all rows has them.
+    missed: the updates gone when this begins, as far back as rows are behind.
     tables: the parts, by key, that something has been pushed to; of one that learns the first push of each makes it
     known, no more. Every part of CENTRES is pushed at every step, be it no row of it: its pushes are the updates that
     the rate goes by.
     """
 
     def __init__(
-        self, momentum: float = 0.0, loads: bool = False, decays: Sequence[float] = (), **options: Any
+        self, momentum: float = 0.0, loads: bool = False, missed: Iterable[tuple[float, float]] = (), **options: Any
     ) -> None:
         """Take SGD's options; with `loads`, rows of all tables become what is pushed."""
         super().__init__(**options)
-        self._momentum, self._loads, self._decays = momentum, loads, list(decays)
-        self._noted = self.begin_num_update  # the update that the last of them is of
+        self._momentum, self._loads, self._missed = momentum, loads, Missed(missed)
+        self._noted = self.begin_num_update  # the last update of these
         self.tables: dict[int, mx.nd.NDArray] = {}
 
     def create_state_multi_precision(self, index: int, weight: mx.nd.NDArray) -> None:
@@ -92,7 +92,7 @@ class RowUpdate(mx.optimizer.Optimizer):
         self._update_count(key)
         options = {"lr": self._get_lr(key), "wd": self._get_wd(key), "rescale_grad": self.rescale_grad}
         if self.num_update > self._noted:  # the first part of a step
-            self._decays.append(options["lr"] * options["wd"])
+            self._missed.append(options["lr"] * options["wd"], self._momentum)
             self._noted = self.num_update
         momentum, last = (self.tables.get(key_of(table, part)) for table in (MOMENTUM, LAST))
         mx.nd.sparse.sgd_mom_update(
@@ -103,40 +103,54 @@ class RowUpdate(mx.optimizer.Optimizer):
         momentum.wait_to_read()  # MXNet's server waits for the weight alone before it sends rows of either
 
     def _catch_up(self, part: int, rows: np.ndarray, updates: np.ndarray) -> None:
-        """Have `rows` (n,) be where they are after `updates` (n,), or where they were if that is no more."""
+        """Have `rows` (n,) be where they are after `updates` (n,)."""
         centres, momentum, last = (_memory(self.tables[key_of(table, part)]) for table in TABLES)
-        catch_up(centres, momentum, rows, updates - last[rows, 0], self._decays, self._momentum)
+        self._missed.catch_up(centres, momentum, rows, updates - last[rows, 0])
         last[rows, 0] = updates
 
 
-def catch_up(
-    centres: np.ndarray,
-    velocity: np.ndarray,
-    rows: np.ndarray,
-    missed: np.ndarray,
-    decays: Sequence[float],
-    momentum: float,
-) -> None:
-    """Have `rows` (n,) of two tables (C, D) float32 go along with the last `missed` (n,) updates, without a gradient.
+class Missed:
+    """What updates without a gradient do to a row; of the last k of `updates`, whatever k.
 
-    decays: rate x weight decay of the updates, the newest last. SGD without a gradient is linear, v' = m v - decay w
-    and w' = w + v': the products of these 2 x 2 matrices, from the newest one backwards, say what the last k do.
+    updates: rate x weight decay, and momentum, of each update, the newest last. SGD without a gradient is linear in
+    centre and velocity, v' = m v - decay w and w' = w + v': the products of these 2 x 2 matrices, from the newest one
+    backwards, say it of all numbers of a row.
     """
-    missed = missed.astype(int)
-    products = np.empty((missed.max(initial=0) + 1, 4))
-    products[0] = kept, moved, braked, left = 1.0, 0.0, 0.0, 1.0
-    for number in range(1, len(products)):
-        decay = decays[-number]
-        kept, moved = kept - (kept + moved) * decay, (kept + moved) * momentum
-        braked, left = braked - (braked + left) * decay, (braked + left) * momentum
-        products[number] = kept, moved, braked, left
-    products = products.astype(np.float32)
-    count = max(_AT_ONCE // centres.shape[1], 1)
-    for start in range(0, len(rows), count):
-        some = rows[start:][:count]
-        kept, moved, braked, left = products[missed[start:][:count]].T[..., None]
-        w, v = centres[some], velocity[some]
-        centres[some], velocity[some] = kept * w + moved * v, braked * w + left * v
+
+    def __init__(self, updates: Iterable[tuple[float, float]]) -> None:
+        self._updates = list(updates)
+        # of the last updates, kept for all parts of a table; as many as the longest gap so far
+        self._products = np.empty((0, 4), np.float32)
+        self._most = 0
+
+    def append(self, decay: float, momentum: float) -> None:
+        """Add an update."""
+        self._updates.append((decay, momentum))
+        self._products = self._products[:0]
+
+    def catch_up(self, centres: np.ndarray, velocity: np.ndarray, rows: np.ndarray, missed: np.ndarray) -> None:
+        """Have `rows` (n,) of two tables (C, D) float32 go along with the last `missed` (n,) updates, 0 or more."""
+        missed = missed.astype(int)
+        self._most = max(self._most, missed.max(initial=0))
+        if self._most >= len(self._products):
+            self._products = self._find(self._most)
+        count = max(_AT_ONCE // centres.shape[1], 1)
+        for start in range(0, len(rows), count):
+            some = rows[start:][:count]
+            kept, moved, braked, left = self._products[missed[start:][:count]].T[..., None]
+            w, v = centres[some], velocity[some]
+            centres[some], velocity[some] = kept * w + moved * v, braked * w + left * v
+
+    def _find(self, most: int) -> np.ndarray:
+        """Return the products (most + 1, 4) float32 of the last 0, 1, ... `most` updates."""
+        products = np.empty((most + 1, 4))
+        products[0] = kept, moved, braked, left = 1.0, 0.0, 0.0, 1.0
+        for number in range(1, most + 1):
+            decay, momentum = self._updates[-number]
+            kept, moved = kept - (kept + moved) * decay, (kept + moved) * momentum
+            braked, left = braked - (braked + left) * decay, (braked + left) * momentum
+            products[number] = kept, moved, braked, left
+        return products.astype(np.float32)
 
 
 def _memory(table: mx.nd.NDArray) -> np.ndarray:
