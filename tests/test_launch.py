@@ -200,6 +200,21 @@ def test_a_worker_that_is_killed_ends_the_job_which_can_go_on(job, make, without
     assert [row["step"] for row in tiny.rows(folder.path / "verification.csv")] == [str(saved + 2)]
 
 
+@pytest.mark.slow
+def test_workers_whose_launcher_is_killed_save_and_none_is_left(job, make, without_norm, tmp_path):
+    out, keys = tmp_path / "job", {"steps": 100_000, "save_every": 100_000, "log_every": 5, "class_share": 0.5}
+    process = job("-n 2 -s 2", **keys, batch_size=2, out=out)
+    wait_for(out / "log.csv", process)
+    process.kill()
+    until = time.monotonic() + LONG
+    while members(out):
+        assert time.monotonic() < until, "they go on"
+        time.sleep(0.1)
+    (saved,) = (int(file.stem) for file in (out / "state").glob("*.json"))
+    (folder,) = train(make(**{**keys, "steps": saved + 2}, batch_size=2, may_change="steps", out=out))
+    assert folder.result["step"] == saved + 2
+
+
 def test_a_worker_ends_with_what_it_refuses(data, tmp_path):
     """As a process of its own: what the launcher makes of its end is tested with a stand-in."""
     settings = [f"data={data}", "steps=0", "kvstore=dist_sync", f"out={tmp_path}/job"]

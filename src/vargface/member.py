@@ -26,6 +26,8 @@ __all__ = ["main"]
 UNBEGUN_SECONDS = 3.0
 # what is to live as long as this process (see `_end_with`)
 _held: list[Any] = []
+# whether the launcher is gone
+_orphaned = threading.Event()
 
 
 def main() -> None:
@@ -47,7 +49,13 @@ def _code_of(role: str, arguments: list[str]) -> int:
         os.environ["DMLC_ROLE"] = role
         from vargface.cli import main as command
 
-        return command(arguments)
+        try:
+            return command(arguments)
+        finally:
+            if _orphaned.is_set():
+                from vargface.training.team import leave
+
+                leave()
     except SystemExit as end:
         return end.code
     except KeyboardInterrupt as stop:
@@ -92,7 +100,8 @@ def _obey(role: str) -> None:
     with open(0, closefd=False) as orders:
         for line in orders:
             _signal(line.strip(), role)
-    # the launcher is gone, and who read what is said here
+    _orphaned.set()
+    # who read what is said here is gone, too
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

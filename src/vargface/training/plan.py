@@ -123,8 +123,8 @@ def _look_at_share(recipe: EasyDict, num_classes: int) -> None:
     taken = classes_taken(recipe, num_classes)
     if recipe.class_share and recipe.class_correction and taken < min(2 * recipe.batch_size, num_classes):
         logger.warning(
-            "a step takes %d classes, for a batch of %d: the few beside its own count for all others, so the loss leaps with "
-            "them - class_limit and class_share x %d classes should be twice the batch at least",
+            "a step takes %d classes, for a batch of %d: the few beside its own count for all others, and the loss "
+            "leaps - class_limit and class_share x %d classes should be twice the batch at least",
             taken,
             recipe.batch_size,
             num_classes,

@@ -13,7 +13,7 @@ from vargface.jobs.orders import RANK
 from vargface.runtime import mx
 from vargface.training.row_update import sum_key
 
-__all__ = ["KVSTORES", "MOST_BYTES", "Team", "team_of"]
+__all__ = ["KVSTORES", "MOST_BYTES", "Team", "leave", "team_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,12 @@ def team_of(kind: str) -> Team:
             f"kvstore = {kind!r}: is for several processes - start them: vargface launch -n 2 -- train ..."
         )
     return Team(kind, int(os.environ[RANK]), int(os.environ["DMLC_NUM_WORKER"]))
+
+
+def leave() -> None:
+    """Let go of this process's stores: MXNet ends servers and scheduler once all workers have, and waits for them."""
+    for store in _joined:
+        store.__del__()
 
 
 @contextlib.contextmanager
