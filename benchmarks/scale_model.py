@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import resource
 import subprocess
@@ -39,7 +40,7 @@ from vargface.data.records import FaceRecords  # noqa: E402
 from vargface.recipe import load_recipe  # noqa: E402
 from vargface.runtime import mx  # noqa: E402
 from vargface.training.centres import OFFSET, WEIGHT, Centres  # noqa: E402
-from vargface.training.row_update import RowUpdate  # noqa: E402
+from vargface.training.row_update import Missed, RowUpdate  # noqa: E402
 from vargface.training.team import Team, team_of  # noqa: E402
 
 RECIPE = ["multiplier=0.25", "embedding_size=128", "context=cpu", "report=False", "lr=0.01", "verify_every=100000"]
@@ -93,7 +94,9 @@ def measure_parts() -> dict[str, float]:
         "image and class": image_and_class,
         "class": few / 20_000 - 32 * image_and_class,
         "parameter": update,
+        "number of another context": seconds_of(lambda: weight + velocity) / 4_000_000,
         "row": _row_seconds(),
+        "update missed": _missed_seconds(),
         "byte": _sum_seconds(1, SUMMED) / (4 * SUMMED),
         "array": _sum_seconds(ARRAYS, FEW) / ARRAYS,
         "array beside sampled centres": _sum_seconds(ARRAYS, FEW, "sampled") / ARRAYS,
@@ -124,6 +127,17 @@ def _row_seconds(classes: int = 100_000, taken: int = 20_000) -> float:
         table.update()
 
     return seconds_of(step) / taken
+
+
+def _missed_seconds(updates: int = 2000) -> float:
+    """Return the seconds of an update of the longest gap after which a row is taken."""
+    gone, table, rows = Missed([(1e-5, 0.9)] * updates), np.ones((2, 1, SIZE), np.float32), np.arange(1)
+
+    def step() -> None:
+        gone.append(1e-5, 0.9)
+        gone.catch_up(*table, rows, np.array([updates]))
+
+    return seconds_of(step) / updates
 
 
 def _sum_seconds(*what: object) -> float:
@@ -192,14 +206,27 @@ def _job_seconds(command: list[str]) -> float:
 
 
 def exchanged(
-    parts: dict[str, float], params: float, arrays: int, taken: int, size: int, sampled: bool, team: bool
+    parts: dict[str, float],
+    params: float,
+    arrays: int,
+    taken: int,
+    size: int,
+    classes: int,
+    contexts: int,
+    sampled: bool,
+    team: bool,
 ) -> tuple[float, float]:
     """Return the bytes that a worker gives away and gets back in a step, and the seconds of the processor for them.
 
-    params and arrays are the network's; the classes taken are rows of `size`, of a table where they are sampled.
+    params and arrays are the network's; the classes taken are rows of `size`, of a table where they are sampled, whose
+    gradients are then summed over contexts on the CPU.
     """
-    given = 4 * (params + taken * size)
-    seconds = taken * parts["row"] * size / SIZE if sampled else 0.0
+    given, seconds = 4 * (params + taken * size), 0.0
+    if sampled:
+        # the longest that one of the rows taken was not
+        gap = classes / taken * math.log(taken)
+        seconds = taken * parts["row"] * size / SIZE + gap * parts["update missed"]
+        seconds += (contexts - 1) * taken * size * parts["number of another context"]
     if team:
         seconds += given * parts["byte"] + arrays * parts["array beside sampled centres" if sampled else "array"]
     return given, seconds
@@ -224,8 +251,8 @@ def check(parts: dict[str, float], data: str) -> None:
         found = BATCH * (parts["image"] + 1 / DECODED) + workers * (
             taken * parts["class"] + BATCH / workers * taken * parts["image and class"] + network * parts["parameter"]
         )
-        sampled = bool(launcher)
-        found += workers * exchanged(parts, network, arrays, taken, SIZE, sampled, bool(launcher))[1]
+        sampled = team = bool(launcher)
+        found += workers * exchanged(parts, network, arrays, taken, SIZE, classes, 1, sampled, team)[1]
         found += taken * SIZE * parts["parameter"] * (not sampled)
         steps = []
         for count in (10, 50):
@@ -264,10 +291,11 @@ def plan(parts: dict[str, float]) -> None:
     for name, (images, classes, taken, epochs, batch, machines, macs, params, arrays) in JOBS.items():
         own, rows = batch / machines / GPUS, 4 * taken * 512
         sampled = taken < classes
-        given, processor = exchanged(parts, params, arrays, taken, 512, sampled, machines > 1)
-        # the GPUs of a machine sum gradients, each a part of the network's, the first one all of the rows'; then these
-        # sums go to the CPU and come back, and so do rows
-        bus = 2 * (given - rows * sampled) + (GPUS - 1) * rows * sampled + 2 * given * (machines > 1)
+        given, processor = exchanged(parts, params, arrays, taken, 512, classes, GPUS, sampled, machines > 1)
+        # each GPU sums its part of the machine's gradients, has it from the others and gives it to them; between
+        # machines the sum goes to the CPU and comes back. Sampled rows come from there, and their gradients go there
+        summed = given - rows * sampled
+        bus = 2 * summed + 2 * summed * (machines > 1) + 2 * rows * sampled
         ways = {
             # forward and twice that backward, two operations a multiply-add
             "GPU": own * 6 * (macs + taken * 512) / ASSUMED["FLOP a second of a GPU"],
@@ -287,7 +315,7 @@ def plan(parts: dict[str, float]) -> None:
             + ", ".join(f"{way} {seconds:.4f}" for way, seconds in ways.items())
             + f"; most: {max(ways, key=ways.get)}); a state {8 * learnt / 1e9:.1f} GB, centres and momenta "
             f"{8 * classes * 512 / machines / 1e9:.1f} GB a machine, logits {own * taken * 4 / 1e9:.2f} GB a GPU, "
-            f"rows and their gradients {4 * rows / 1e9:.2f} GB a GPU, "
+            f"the head's four arrays of rows {4 * rows / 1e9:.2f} GB a GPU, "
             f"records {images * RECORD / 1e9:.0f} GB"
         )
         if sampled:
