@@ -183,9 +183,9 @@ class Centres:
         """Update the rows of this step by their gradients, where the table is."""
         self._updates.append((self._schedule(len(self._updates) + 1) * self._recipe.wd, self._recipe.momentum))
         first, *others = self.gradients
-        total = first.as_in_context(mx.cpu())
+        total = first.copyto(mx.cpu()) if others else first.as_in_context(mx.cpu())
         for other in others:
-            total = total + other.as_in_context(mx.cpu())
+            total += other.as_in_context(mx.cpu())
         for part, place, rows in self._taken_of_parts():
             part.push(CENTRES, rows, total[place] if len(rows) else None)
 
