@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,33 @@ def test_what_pytorchs_worker_takes_from_inference_needs_no_package():
     code = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); from inference import answer"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def scale_model(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(FOLDER / "scale_model.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_plan_of_scale_model_is_of_the_parts_that_lie_beside_it():
+    """The processor's time a step, by hand, of a tenth of WebFace42M's classes on eight GPUs a machine."""
+    parts = json.loads((FOLDER / "scale_parts.json").read_text())
+    done = scale_model("plan")
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "share 0.1" in line)
+    classes, taken, params = 2_059_906, 205_991, 65.2e6
+    due = taken * 4 * parts["row"] + 7 * taken * 512 * parts["number of another context"]
+    due += classes / taken * np.log(taken) * parts["update missed"]
+    due += 4 * (params + taken * 512) * parts["byte"] + 463 * parts["array beside sampled centres"]
+    named = {name: float(seconds) for name, seconds in re.findall(r"(\w+) (\d+\.\d{4})", line)}
+    assert named["processor"] == pytest.approx(due, abs=1e-4)
+    step = sum(seconds for name, seconds in named.items() if name != "decoding")
+    hours, steps = re.search(r": ([\d.]+) h, ([\d,]+) steps", line).groups()
+    assert float(hours) == pytest.approx(step * int(steps.replace(",", "")) / 3600, abs=0.1)
+
+
+def test_scale_model_says_what_check_is_held_against():
+    done = scale_model("check", "parts.json")
+    assert done.returncode == 2 and "check takes parts.json and DATA" in done.stderr
 
 
 @pytest.fixture(scope="module")
