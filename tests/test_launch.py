@@ -133,6 +133,21 @@ def test_two_workers_of_two_contexts_learn_what_one_does(job, make, without_norm
 
 
 @pytest.mark.slow
+def test_moving_statistics_are_the_mean_over_workers_and_contexts(job, make, tmp_path):
+    """Weights stand still: before any normalisation the moving mean is that of the whole batch, a part varies less."""
+    keys = {**KEYS, "steps": 6, "lr": 0, "verify_every": 6}
+    (alone,) = train(make(**keys, batch_size=8, context="cpu", out=tmp_path / "alone"))
+    out, several = tmp_path / "job", {**keys, "context": "cpu(0),cpu(1)", "kvstore": "dist_device_sync"}
+    code, _, err = end_of(job(site="    plan.network_symbol = lambda recipe: tiny.network()\n", **several, out=out))
+    assert code == 0, err
+    due, found = tiny.state(alone), tiny.state(RunFolder(out, alone.recipe))
+    mean, variance = "bn1_moving_mean", "bn1_moving_var"
+    np.testing.assert_allclose(found[mean], due[mean], rtol=1e-4, atol=1e-5)
+    assert np.abs(due[mean]).max() > 0.1
+    assert (found[variance] < due[variance]).all()
+
+
+@pytest.mark.slow
 def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_job_is_stopped_and_goes_on_as_another(
     job, make, without_norm, tmp_path
 ):
@@ -205,21 +220,29 @@ def test_workers_whose_launcher_is_killed_save_and_none_is_left(job, make, witho
     out, keys = tmp_path / "job", {"steps": 100_000, "save_every": 100_000, "log_every": 5, "class_share": 0.5}
     process = job("-n 2 -s 2", **keys, batch_size=2, out=out)
     wait_for(out / "log.csv", process)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(out / "state", process)
+    while not list((out / "state").glob("*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
     process.kill()
     until = time.monotonic() + LONG
     while members(out):
         assert time.monotonic() < until, "they go on"
         time.sleep(0.1)
-    (saved,) = (int(file.stem) for file in (out / "state").glob("*.json"))
+    first, saved = sorted(int(file.stem) for file in (out / "state").glob("*.json"))
+    assert first < saved, "SIGUSR1 saves, and it goes on"
     (folder,) = train(make(**{**keys, "steps": saved + 2}, batch_size=2, may_change="steps", out=out))
     assert folder.result["step"] == saved + 2
 
 
 def test_a_worker_ends_with_what_it_refuses(data, tmp_path):
-    """As a process of its own: what the launcher makes of its end is tested with a stand-in."""
+    """As a process of its own: what the launcher makes of its end is tested with a stand-in. SIGUSR1 ends none."""
     settings = [f"data={data}", "steps=0", "kvstore=dist_sync", f"out={tmp_path}/job"]
     command = [sys.executable, "-m", "vargface.member", "worker", "train", "base", *settings]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdin.write("USR1\n")
+    process.stdin.flush()
     assert process.wait(LONG) == 2
     assert process.stderr.read() == "vargface: error: steps = 0: must be at least 1\n"
     assert not (tmp_path / "job").exists()

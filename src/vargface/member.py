@@ -35,6 +35,8 @@ def main() -> None:
     role, arguments = sys.argv[1], sys.argv[2:]
     with contextlib.suppress(OSError):  # started by ssh, it may lead a session already
         os.setpgid(0, 0)
+    # it saves at once, and ends nobody: not one either that has yet to import the command (cli.py)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with terminated_by(signal.SIGTERM):
         _end_with(_code_of(role, arguments))
 

@@ -119,21 +119,22 @@ class Missed:
 
     def __init__(self, updates: Iterable[tuple[float, float]]) -> None:
         self._updates = list(updates)
-        # of the last updates, kept for all parts of a table; as many as the longest gap so far
+        # of the last updates, kept for all parts of a table: as many as the longest gap of this step or the last
         self._products = np.empty((0, 4), np.float32)
-        self._most = 0
+        self._longest, self._before = 0, 0
 
     def append(self, decay: float, momentum: float) -> None:
         """Add an update."""
         self._updates.append((decay, momentum))
         self._products = self._products[:0]
+        self._longest, self._before = 0, self._longest
 
     def catch_up(self, centres: np.ndarray, velocity: np.ndarray, rows: np.ndarray, missed: np.ndarray) -> None:
         """Have `rows` (n,) of two tables (C, D) float32 go along with the last `missed` (n,) updates, 0 or more."""
         missed = missed.astype(int)
-        self._most = max(self._most, missed.max(initial=0))
-        if self._most >= len(self._products):
-            self._products = self._find(self._most)
+        self._longest = max(self._longest, missed.max(initial=0))
+        if self._longest >= len(self._products):
+            self._products = self._find(max(self._longest, self._before))
         count = max(_AT_ONCE // centres.shape[1], 1)
         for start in range(0, len(rows), count):
             some = rows[start:][:count]
