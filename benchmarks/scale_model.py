@@ -27,6 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 from vargface import runtime
 
@@ -36,7 +37,10 @@ runtime.prepare_for_training()
 
 import numpy as np  # noqa: E402
 
+from vargface.data.recordio import pack  # noqa: E402
 from vargface.data.records import FaceRecords  # noqa: E402
+from vargface.data.writer import PlainWriter  # noqa: E402
+from vargface.files import sha256  # noqa: E402
 from vargface.recipe import load_recipe  # noqa: E402
 from vargface.runtime import mx  # noqa: E402
 from vargface.training.centres import OFFSET, WEIGHT, Centres  # noqa: E402
@@ -46,9 +50,11 @@ from vargface.training.team import Team, team_of  # noqa: E402
 RECIPE = ["multiplier=0.25", "embedding_size=128", "context=cpu", "report=False", "lr=0.01", "verify_every=100000"]
 BATCH, SIZE = 32, 128
 # images that the reader gives a second, on one thread (docs/data.md)
-DECODED = 8757
+DECODED = 9290
 # numbers that a sum is measured of: in one array, and in many
 SUMMED, ARRAYS, FEW = 4_000_000, 200, 16
+# classes, and images a batch, of a check in which rows count
+MANY, FEW_IMAGES = 100_000, 8
 # rows of the tables that a start and a state are measured of
 ROWS, WHEN = (50_000, 450_000), ("at the start", "in a state")
 
@@ -95,7 +101,7 @@ def measure_parts() -> dict[str, float]:
         "class": few / 20_000 - 32 * image_and_class,
         "parameter": update,
         "number of another context": _another_seconds(),
-        "row": _row_seconds(),
+        **_row_seconds(),
         "update missed": _missed_seconds(),
         "byte": _sum_seconds(1, SUMMED) / (4 * SUMMED),
         "array": _sum_seconds(ARRAYS, FEW) / ARRAYS,
@@ -117,16 +123,32 @@ def _table_of(classes: int, taken: int, team: Team) -> Centres:
     return table
 
 
-def _row_seconds(classes: int = 100_000, taken: int = 20_000) -> float:
+def _row_seconds(classes: int = 100_000, taken: int = 20_000) -> dict[str, float]:
+    """Return the seconds of a row from the table and back, and of its update, which its server does."""
     table = _table_of(classes, taken, Team())
-    labels, steps = np.arange(32), itertools.count()
+    labels, steps, updating = np.arange(32), itertools.count(), []
+    update = RowUpdate.update_multi_precision
+
+    def timed(*arguments) -> None:
+        mx.nd.waitall()
+        started = time.process_time()
+        update(*arguments)
+        mx.nd.waitall()
+        updating.append(time.process_time() - started)
 
     def step() -> None:
         number = next(steps)
+        updating.clear()
         table.take(labels, (0, number), number)
         table.update()
 
-    return seconds_of(step, 10) / taken
+    RowUpdate.update_multi_precision = timed
+    found = []
+    for _ in range(10):
+        whole = seconds_of(step, 1)
+        found.append((whole - sum(updating), sum(updating)))
+    RowUpdate.update_multi_precision = update
+    return dict(zip(("row", "row updated"), (np.median(found, axis=0) / taken).tolist()))
 
 
 def _another_seconds(numbers: int = 20_000_000) -> float:
@@ -186,8 +208,10 @@ def keep_tables(arguments: list[str]) -> int:
     team.join()
     table = _table_of(int(arguments[0]), 1000, team)
     for _ in range(int(arguments[1])):
-        with tempfile.TemporaryFile() as file:
+        with tempfile.NamedTemporaryFile() as file:
             table.save(file)
+            file.flush()
+            sha256(Path(file.name))  # as a state has
     return 0
 
 
@@ -216,63 +240,92 @@ def _job_seconds(command: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def exchanged(
-    parts: dict[str, float],
-    params: float,
-    arrays: int,
-    taken: int,
-    size: int,
-    classes: int,
-    contexts: int,
-    sampled: bool,
-    team: bool,
-) -> tuple[float, float]:
-    """Return the bytes that a worker gives away and gets back in a step, and the seconds of the processor for them.
+class Exchange(NamedTuple):
+    """What a worker gives away and gets back in a step.
 
-    params and arrays are the network's; the classes taken are rows of `size`, of a table where they are sampled, whose
-    gradients are then summed over contexts on the CPU.
+    params, arrays: the network's; taken: of `classes`, rows of `size` numbers, of a table where they are not all, whose
+    gradients are then summed over `contexts` on the CPU; workers: with as many servers, which have a part of the rows
+    each; one has none.
     """
-    given, seconds = 4 * (params + taken * size), 0.0
-    if sampled:
-        # the longest that one of the rows taken was not
-        gap = classes / taken * math.log(taken)
-        seconds = taken * parts["row"] * size / SIZE + gap * parts["update missed"]
-        seconds += (contexts - 1) * taken * size * parts["number of another context"]
-    if team:
-        seconds += given * parts["byte"] + arrays * parts["array beside sampled centres" if sampled else "array"]
-    return given, seconds
+
+    params: float
+    arrays: int
+    classes: int
+    taken: int
+    size: int
+    contexts: int = 1
+    workers: int = 1
+
+    @property
+    def sampled(self) -> bool:
+        """Return whether rows are of a table."""
+        return self.taken < self.classes
+
+    @property
+    def given(self) -> float:
+        """Return the bytes each way."""
+        return 4 * (self.params + self.taken * self.size)
+
+    def seconds(self, parts: dict[str, float]) -> float:
+        """Return the seconds of the processor for a worker and what is served to it."""
+        found = 0.0
+        if self.sampled:
+            numbers, gap = self.taken * self.size, self.classes / self.taken * math.log(self.taken)
+            found += numbers / SIZE * (parts["row"] + parts["row updated"] / self.workers)
+            # the longest that one of the rows taken was not
+            found += gap * parts["update missed"] + (self.contexts - 1) * numbers * parts["number of another context"]
+        if self.workers > 1:
+            array = parts["array beside sampled centres" if self.sampled else "array"]
+            found += self.given * parts["byte"] + self.arrays * array
+        return found
 
 
 def check(parts: dict[str, float], data: str) -> None:
-    """Print, of two configurations, the processor's time of a step: the sum of the parts, and measured."""
+    """Print, of three configurations, the processor's time of a step: the sum of the parts, and measured."""
     from vargface.training.plan import make_plan
     from vargface.training.space import space_of
 
-    classes = FaceRecords(data).num_identities
     plan = make_plan(load_recipe("base", [*RECIPE, f"data={data}", f"batch_size={BATCH}", "steps=2", "lr_steps=1"]))
     network, arrays = space_of(plan).checkpoint / 4, len(plan.network.list_arguments()) - 1  # the images
-    print(
-        f"{classes:,} classes, batch {BATCH}, {network:,.0f} parameters of the network; seconds of the processor a step"
-    )
-    for name, launcher, keys in [
-        ("one process, all classes", [], []),
-        ("two workers, one server, half of them", ["launch", "-n", "2", "-s", "1", "--"], ["class_share=0.5"]),
-    ]:
-        workers, taken = (2, classes // 2) if launcher else (1, classes)
-        found = BATCH * (parts["image"] + 1 / DECODED) + workers * (
-            taken * parts["class"] + BATCH / workers * taken * parts["image and class"] + network * parts["parameter"]
-        )
-        sampled = team = bool(launcher)
-        found += workers * exchanged(parts, network, arrays, taken, SIZE, classes, 1, sampled, team)[1]
-        found += taken * SIZE * parts["parameter"] * (not sampled)
-        steps = []
-        for count in (10, 50):
-            with tempfile.TemporaryDirectory() as out:
-                settings = [*RECIPE, *keys, f"data={data}", f"batch_size={BATCH}", f"steps={count}", f"out={out}/run"]
-                command = [sys.executable, "-m", "vargface", *launcher, "train", "base", *settings]
-                steps.append(_job_seconds([*command, "lr_steps=1000", "log_every=1000"]))
-        measured = (steps[1] - steps[0]) / 40
-        print(f"{name:<40} model {found:.3f}  measured {measured:.3f}  ratio {found / measured:.2f}", flush=True)
+    print(f"{network:,.0f} parameters of the network; seconds of the processor a step")
+    with tempfile.TemporaryDirectory() as folder:
+        many = spread(data, f"{folder}/data", MANY)
+        for workers, faces, classes, batch in [
+            (1, data, plan.records.num_identities, BATCH),
+            (2, data, plan.records.num_identities, BATCH),
+            (2, many, MANY, FEW_IMAGES),
+        ]:
+            taken = classes // workers
+            found = batch * (parts["image"] + 1 / DECODED) + workers * (
+                taken * parts["class"] + batch / workers * taken * parts["image and class"]
+            )
+            exchange = Exchange(network, arrays, classes, taken, SIZE, workers=workers)
+            found += workers * (network * parts["parameter"] + exchange.seconds(parts))
+            found += taken * SIZE * parts["parameter"] * (not exchange.sampled)
+            launcher = ["launch", "-n", "2", "-s", "1", "--"] if workers > 1 else []
+            share = ["class_share=0.5"] if workers > 1 else []
+            steps = []
+            for count in (10, 50):
+                with tempfile.TemporaryDirectory() as out:
+                    keys = [*RECIPE, *share, f"data={faces}", f"batch_size={batch}", f"steps={count}", f"out={out}/run"]
+                    command = [sys.executable, "-m", "vargface", *launcher, "train", "base", *keys]
+                    steps.append(_job_seconds([*command, "lr_steps=1000", "log_every=1000"]))
+            measured = (steps[1] - steps[0]) / 40
+            print(
+                f"{workers} worker(s), {taken:>7,} of {classes:>7,} classes, batch {batch:>2}: model {found:.3f}  "
+                f"measured {measured:.3f}  ratio {found / measured:.2f}",
+                flush=True,
+            )
+
+
+def spread(data: str, folder: str, classes: int) -> str:
+    """Write `folder`, the first of the faces of `data` with their identities spread over so many classes."""
+    records = FaceRecords(data)
+    with PlainWriter(folder, classes, records.image_size) as writer:
+        for position in range(400):
+            label, jpeg = records.read(position)
+            writer.add(pack(float(classes - 1 - label), jpeg, position))
+    return folder
 
 
 # of a machine with eight V100-like GPUs, PCIe, 100 Gb/s, half of which is used; decoding: docs/data.md's rate of a core
@@ -286,11 +339,13 @@ ASSUMED = {
 }
 # bytes of an image in train.rec, as of 10,598 real photographs (49.0 MB); arrays of a network, each summed by itself
 RECORD, RESNET, VARG = 4_627, 463, 368
+# images of lfw, cfp_fp and agedb_30, and the steps between two verifications, base.py's
+VERIFIED, VERIFY_EVERY = 12_000 + 14_000 + 12_000, 2_000
 # name: images, classes, classes a step takes, epochs, global batch, machines, multiply-adds forward, parameters,
 # arrays of them
 JOBS = {
     "MS1M, teacher ResNet100": (5_179_510, 93_431, 93_431, 20, 1024, 1, 12.1e9, 65.2e6, RESNET),
-    "MS1M, student VarGFaceNet": (5_179_510, 93_431, 93_431, 20, 1024, 1, 0.51e9, 5.0e6, VARG),
+    "MS1M, student VarGFaceNet": (5_179_510, 93_431, 93_431, 20, 1024, 1, 0.51e9, 5.2e6, VARG),
     "WebFace42M, ResNet100, share 0.1": (42_474_557, 2_059_906, 205_991, 20, 8192, 8, 12.1e9, 65.2e6, RESNET),
     "WebFace42M, ResNet100, 20,000 taken": (42_474_557, 2_059_906, 20_000, 20, 8192, 8, 12.1e9, 65.2e6, RESNET),
 }
@@ -301,8 +356,8 @@ def plan(parts: dict[str, float]) -> None:
     print(f"assumed: {GPUS} GPUs a machine, {ASSUMED}")
     for name, (images, classes, taken, epochs, batch, machines, macs, params, arrays) in JOBS.items():
         own, rows = batch / machines / GPUS, 4 * taken * 512
-        sampled = taken < classes
-        given, processor = exchanged(parts, params, arrays, taken, 512, classes, GPUS, sampled, machines > 1)
+        exchange = Exchange(params, arrays, classes, taken, 512, GPUS, machines)
+        given, sampled = exchange.given, exchange.sampled
         # each GPU sums its part of the machine's gradients, has it from the others and gives it to them; between
         # machines the sum goes to the CPU and comes back. Sampled rows come from there, and their gradients go there
         summed = given - rows * sampled
@@ -315,14 +370,18 @@ def plan(parts: dict[str, float]) -> None:
             # ways one after the other, though a full-duplex link has them at once
             "network": 2 * 2 * given / ASSUMED["bytes a second of the network"] * (machines > 1),
             # one thread's
-            "processor": processor,
+            "processor": exchange.seconds(parts),
             "decoding": batch / machines / ASSUMED["images a core decodes a second"] / ASSUMED["cores a machine"],
         }
         # decoding goes on beside the rest
         step = max(sum(ways.values()) - ways["decoding"], ways["decoding"])
         steps, learnt = epochs * images / batch, params + classes * 512
+        # all wait while one device looks at both views of the packs
+        looked = 2 * 2 * VERIFIED * macs / ASSUMED["FLOP a second of a GPU"]
+        looks = steps / VERIFY_EVERY * looked
         print(
-            f"{name}: {step * steps / 3600:.1f} h, {steps:,.0f} steps of {step:.3f} s ("
+            f"{name}: {(step * steps + looks) / 3600:.1f} h, {steps:,.0f} steps of {step:.3f} s, verifications of "
+            f"{looked:.0f} s, {looks / 3600:.1f} h of it ("
             + ", ".join(f"{way} {seconds:.4f}" for way, seconds in ways.items())
             + f"; most: {max(ways, key=ways.get)}); a state {8 * learnt / 1e9:.1f} GB, centres and momenta "
             f"{8 * classes * 512 / machines / 1e9:.1f} GB a machine, logits {own * taken * 4 / 1e9:.2f} GB a GPU, "
@@ -333,6 +392,9 @@ def plan(parts: dict[str, float]) -> None:
             # the worker that leads draws or reads all of them, and writes all of them
             tables = {what: 8 * classes * 512 * parts[f"byte of the tables {what}"] for what in WHEN}
             print("   the tables: " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in tables.items()))
+        if "student" in name:
+            views = 2 * 2 * images * 12.1e9 / ASSUMED["FLOP a second of a GPU"] / 3600
+            print(f"   the store of ResNet100's embeddings: {views:.1f} h of one GPU, {views / GPUS:.1f} of {GPUS}")
 
 
 def main() -> None:
