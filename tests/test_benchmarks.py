@@ -38,17 +38,12 @@ def test_what_pytorchs_worker_takes_from_inference_needs_no_package():
     assert done.returncode == 0, done.stderr
 
 
-def scale_model(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(FOLDER / "scale_model.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_the_plan_of_scale_model_is_of_the_parts_that_lie_beside_it():
+def test_the_plan_is_of_the_parts_that_lie_beside_it(monkeypatch, capsys):
     """The processor's time a step, by hand, of a tenth of WebFace42M's classes on eight GPUs a machine."""
     parts = json.loads((FOLDER / "scale_parts.json").read_text())
-    done = scale_model("plan")
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if "share 0.1" in line)
+    monkeypatch.setattr(sys, "argv", ["scale_plan.py"])
+    benchmark("scale_plan").main()
+    line = next(line for line in capsys.readouterr().out.splitlines() if "share 0.1" in line)
     classes, taken, params = 2_059_906, 205_991, 65.2e6
     due = taken * 4 * (parts["row"] + parts["row updated"] / 8)
     due += 7 * taken * 512 * parts["number of another context"]
@@ -62,7 +57,8 @@ def test_the_plan_of_scale_model_is_of_the_parts_that_lie_beside_it():
 
 
 def test_scale_model_says_what_check_is_held_against():
-    done = scale_model("check", "parts.json")
+    command = [sys.executable, str(FOLDER / "scale_model.py"), "check", "parts.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "check takes parts.json and DATA" in done.stderr
 
 
