@@ -184,7 +184,7 @@ def test_steps_on_a_share_are_those_of_sgd_on_all_rows(tmp_path, correction):
     """Against float64: the formula's gradient by differences, zero for classes not taken; a step is left out."""
     classes, size, batch, steps, random = 12, 4, 3, 9, np.random.default_rng(2)
     keys = {"class_share": 0.4, "batch_size": batch, "scale": 4.0, "lr": 0.3, "wd": 0.1, "steps": steps}
-    keys |= {"schedule": "step", "lr_steps": [3, 6], "class_correction": correction}
+    keys.update(schedule="step", lr_steps=[3, 6], class_correction=correction)
     module, table = head_on_a_share(classes, size, keys)
     table.start(None, 0, with_momentum=False)
     with open(tmp_path / "start", "wb") as file:
