@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 from easydict import EasyDict
-from test_centres import updates_of
+from test_centres import tables, updates_of
 
 import vargface.cli
 from vargface.__main__ import run
@@ -93,12 +94,21 @@ def members(out: Path, role: str = "") -> list[int]:
     return sorted(found)
 
 
-def wait_for(file: Path, process: subprocess.Popen) -> None:
+def wait_until(met: Callable[[], object]) -> None:
     until = time.monotonic() + LONG
-    while not file.exists():
-        assert process.poll() is None, process.communicate()
+    while not met():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen) -> None:
+    """Wait for a file of the run that `process` is at."""
+
+    def there() -> bool:
+        assert process.poll() is None, process.communicate()
+        return any(folder.glob(pattern))
+
+    wait_until(there)
 
 
 @pytest.fixture
@@ -110,6 +120,14 @@ def close(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def close_centres(one: RunFolder, other: RunFolder) -> np.ndarray:
+    """Compare what the last states have of sampled centres; returns the tables (2, C, D) of the other."""
+    np.testing.assert_array_equal(updates_of(one), updates_of(other))
+    found, due = map(tables, (one, other))
+    np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
+    return due
 
 
 # the rate falls tenfold twice: first soon, where it matters
@@ -160,7 +178,7 @@ def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_jo
     both = train(make(**keys, context="cpu", out=tmp_path / "alone"))
     out, row = tmp_path / "job", 4 * tiny.DIMENSIONS
     process = job(**keys, site=IN_PARTS.format(2 * row), out=out)
-    wait_for(out / "state" / "00000005.json", process)
+    wait_for(out, "state/00000005.json", process)
     process.send_signal(signal.SIGTERM)
     code, _, err = end_of(process)
     assert code == 143 and "stopped; the same command goes on" in err
@@ -173,10 +191,7 @@ def test_sampled_centres_learn_on_the_servers_what_they_do_here_also_when_the_jo
     for alone, folder in zip(both, (out, out / "gen-2")):
         folder = RunFolder(folder, alone.recipe)
         close(tiny.state(folder), tiny.state(alone))
-        due, found = (np.load(each.centres(30)) for each in (alone, folder))
-        np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
-        assert np.abs(due[1]).max() > 1e-3
-        np.testing.assert_array_equal(*map(updates_of, (folder, alone)))
+        assert np.abs(close_centres(folder, alone)[1]).max() > 1e-3
 
 
 @pytest.mark.slow
@@ -193,9 +208,7 @@ def test_a_share_of_the_classes_on_workers_of_several_contexts_with_a_teacher(
     assert code == 0, err
     folder = RunFolder(out, EasyDict(alone.recipe, accumulate=2))
     close(tiny.state(folder), tiny.state(alone))
-    due, found = (np.load(each.centres(12)) for each in (alone, folder))
-    np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(*map(updates_of, (folder, alone)))
+    close_centres(folder, alone)
     assert len(set(updates_of(alone))) > 1, "some rows were not taken last"
 
 
@@ -203,7 +216,7 @@ def test_a_share_of_the_classes_on_workers_of_several_contexts_with_a_teacher(
 def test_a_worker_that_is_killed_ends_the_job_which_can_go_on(job, make, without_norm, tmp_path):
     out, keys = tmp_path / "job", {"steps": 100_000, "save_every": 5, "log_every": 1000}
     process = job("-n 2 -s 1", **keys, out=out)
-    wait_for(out / "state" / "00000005.json", process)
+    wait_for(out, "state/00000005.json", process)
     os.kill(members(out, "worker")[-1], signal.SIGKILL)
     code, _, err = end_of(process)
     assert code == 128 + signal.SIGKILL
@@ -219,17 +232,11 @@ def test_a_worker_that_is_killed_ends_the_job_which_can_go_on(job, make, without
 def test_workers_whose_launcher_is_killed_save_and_none_is_left(job, make, without_norm, tmp_path):
     out, keys = tmp_path / "job", {"steps": 100_000, "save_every": 100_000, "log_every": 5, "class_share": 0.5}
     process = job("-n 2 -s 2", **keys, batch_size=2, out=out)
-    wait_for(out / "log.csv", process)
+    wait_for(out, "log.csv", process)
     process.send_signal(signal.SIGUSR1)
-    wait_for(out / "state", process)
-    while not list((out / "state").glob("*.json")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(out, "state/*.json", process)
     process.kill()
-    until = time.monotonic() + LONG
-    while members(out):
-        assert time.monotonic() < until, "they go on"
-        time.sleep(0.1)
+    wait_until(lambda: not members(out))
     first, saved = sorted(int(file.stem) for file in (out / "state").glob("*.json"))
     assert first < saved, "SIGUSR1 saves, and it goes on"
     (folder,) = train(make(**{**keys, "steps": saved + 2}, batch_size=2, may_change="steps", out=out))
@@ -253,7 +260,7 @@ def test_a_job_that_is_stopped_and_cannot_save_ends_with_the_words_of_who_could_
     """The other worker has stopped by then, and MXNet's store, as it goes, would wait for it."""
     out = tmp_path / "job"
     process = job("-n 2 -s 1", steps=100_000, save_every=20, log_every=1000, out=out)
-    wait_for(out / "state" / "00000020.json", process)
+    wait_for(out, "state/00000020.json", process)
     (out / "state").rename(out / "kept")
     (out / "state").touch()
     process.send_signal(signal.SIGTERM)
@@ -287,7 +294,7 @@ if b"server" in open("/proc/self/cmdline", "rb").read().split(b"\\0"):  # Python
 def test_a_signal_while_workers_start_stops_the_job(job, tmp_path):
     out = tmp_path / "job"
     process = job("-n 2 -s 1", steps=100_000, out=out)
-    wait_for(out / "logs" / "worker-1.log", process)
+    wait_for(out, "logs/worker-1.log", process)
     process.send_signal(signal.SIGINT)
     code, _, err = end_of(process)
     assert code == 130, err

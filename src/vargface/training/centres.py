@@ -151,7 +151,8 @@ class Centres:
         every[self._team.rank * len(labels) :][: len(labels)] = labels
         array = mx.nd.array(every)
         self._team.sum("labels", [array])
-        self._rows = draw_classes(array.asnumpy(), self._taken, self._shape[0], seed)
+        every = array.asnumpy()
+        self._rows = draw_classes(every, self._taken, self._shape[0], seed)
         if LAST in self._tables:
             # the last update is to be done before this, and this before the rows are read
             mx.nd.waitall()
@@ -169,7 +170,7 @@ class Centres:
                 for executor in self._module._exec_group.execs:
                     values.copyto(executor.arg_dict[WEIGHT][place])
         if self._recipe.class_correction:
-            offsets = mx.nd.array(np.log(stands_for(self._rows, array.asnumpy(), self._shape[0])))
+            offsets = mx.nd.array(np.log(stands_for(self._rows, every, self._shape[0])))
             for executor in self._module._exec_group.execs:
                 offsets.copyto(executor.arg_dict[OFFSET])
         return np.where(labels >= 0, np.searchsorted(self._rows, labels), labels).astype(np.float32)

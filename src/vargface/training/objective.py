@@ -80,7 +80,8 @@ class Objective:
             outputs[LABELLED] = mx.sym.BlockGrad(label >= 0)
         self.outputs = list(outputs)
         self.probes, self.gradients = list(self._of_probe), list(self._of_probe.values())
-        self.states = [*self.probes, *[WEIGHT] * bool(recipe.class_share), *[OFFSET] * corrects]
+        of_classes = [WEIGHT, OFFSET] if corrects else [WEIGHT] if recipe.class_share else []
+        self.states = [*self.probes, *of_classes]
         self.spread = ["teacher_cosine"] if distils else []
         self.symbol = mx.sym.Group(list(outputs.values()))
 
